@@ -1,0 +1,1 @@
+"""The caption service: post a photo, get a sentence."""

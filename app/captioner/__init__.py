@@ -1,0 +1,1 @@
+"""The workshop: images -> features -> beams -> captions, synchronous and pure torch."""

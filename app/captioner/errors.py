@@ -1,0 +1,41 @@
+"""What can go wrong in the workshop.
+
+CaptionerError
+├── ImageError            one upload is at fault; ``code`` is stable and fit for clients
+│   ├── UnsupportedImage  the bytes are of a format we do not read
+│   ├── ImageTooLarge     the header declares more pixels than allowed
+│   └── UndecodableImage  the format is right, the content is broken
+└── CheckpointError       a directory of the model store cannot be trusted
+"""
+
+
+class CaptionerError(Exception):
+    """Anything the workshop raises on purpose."""
+
+
+class ImageError(CaptionerError):
+    """One upload is at fault. The message is ours, fixed, and safe to show to the client."""
+
+    code = "image_error"
+
+
+class UnsupportedImage(ImageError):
+    """The bytes are not a JPEG, PNG or WebP image."""
+
+    code = "unsupported_image"
+
+
+class ImageTooLarge(ImageError):
+    """The header declares more pixels than allowed."""
+
+    code = "too_many_pixels"
+
+
+class UndecodableImage(ImageError):
+    """The bytes start like an image and do not hold one."""
+
+    code = "undecodable_image"
+
+
+class CheckpointError(CaptionerError):
+    """A checkpoint directory is missing, damaged, or not what its manifest says."""

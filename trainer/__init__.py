@@ -1,0 +1,1 @@
+"""The offline trainer: produces the checkpoints that the service loads."""
