@@ -1,0 +1,228 @@
+"""Beam search over ``step`` and ``reorder``: the whole batch at once, no loop over images or beams.
+
+B images of the batch, K beams, T steps, V words, R regions
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+STEPS_BETWEEN_CHECKS = 4
+"""Asking whether all beams are finished waits for the device, so it is asked this rarely."""
+
+State = TypeVar("State")
+
+
+class Decoder(Protocol[State]):
+    """What the search needs of a language model."""
+
+    def start(self, features_BRD: Tensor, beams: int) -> State:
+        """Return the state before the first word, for ``beams`` beams per image."""
+
+    def step(self, words_BK: Tensor, state: State) -> tuple[Tensor, State, Tensor | None]:
+        """Read one word per beam.
+
+        Returns:
+            ``logits_BKV``, the next state, and ``attention_BKR`` where the decoder has one.
+        """
+
+    def reorder(self, state: State, parents_BK: Tensor) -> State:
+        """Let beam k of each image go on from the state of beam ``parents[b, k]``."""
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """How to search.
+
+    Attributes:
+        beam_width: beams kept per image; 1 is greedy search.
+        min_words: no caption ends before it has so many words.
+        max_words: a beam that has so many words must end, however unlikely its end is.
+        length_penalty: alpha in ``score = log_prob / steps ** alpha`` (Wu et al. 2016, eq. 14,
+            without its constant 5). Steps count the end mark. 0 ranks by log-probability.
+    """
+
+    beam_width: int = 3
+    min_words: int = 1
+    max_words: int = 20
+    length_penalty: float = 0.7
+
+    def __post_init__(self) -> None:
+        if self.beam_width < 1 or not 0 <= self.min_words <= self.max_words or self.max_words < 1:
+            raise ValueError(f"no search is possible with {self}")
+
+
+class Beams(NamedTuple):
+    """The result, best beam first.
+
+    Attributes:
+        words_BKT: int64 ids; after the last word comes ``eos``, then filling.
+        lengths_BK: int64, words before the end mark.
+        log_probs_BK: float32, the caption's log-probability, end mark included.
+        scores_BK: float32, log-probability after the length penalty; ``-inf`` marks a slot that
+            holds no caption (fewer captions exist than beams).
+        word_log_probs_BKT: float32.
+        attention_BKTR: float32 or None.
+    """
+
+    words_BKT: Tensor
+    lengths_BK: Tensor
+    log_probs_BK: Tensor
+    scores_BK: Tensor
+    word_log_probs_BKT: Tensor
+    attention_BKTR: Tensor | None
+
+
+class _Beam(NamedTuple):
+    """The K beams of every image between two steps."""
+
+    words_BK: Tensor
+    log_probs_BK: Tensor
+    steps_BK: Tensor
+    finished_BK: Tensor
+
+
+class _Trace(NamedTuple):
+    """What one step leaves behind, read backwards once the search is over."""
+
+    parents_BK: Tensor
+    words_BK: Tensor
+    word_log_probs_BK: Tensor
+    attention_BKR: Tensor | None
+
+
+@torch.inference_mode()
+def search(
+    decoder: Decoder[State],
+    features_BRD: Tensor,
+    options: SearchOptions,
+    *,
+    bos: int,
+    eos: int,
+    banned: Iterable[int],
+) -> Beams:
+    """Search the best captions of every image.
+
+    A finished beam keeps its slot and its score and competes with those still growing, so a width
+    of 1 is greedy search and a width that holds every caption is exhaustive. Images do not see each
+    other; scores of the same image alone and in a batch differ only by the rounding of the
+    network's matrix products (below 1e-4 in float32).
+
+    Args:
+        decoder: the language model.
+        features_BRD: float, what the encoder gave.
+        options: width, lengths and length penalty.
+        bos: id that starts every caption.
+        eos: id that ends it.
+        banned: ids that are never emitted.
+    """
+    state = decoder.start(features_BRD, options.beam_width)
+    beam = _first_beam(features_BRD, options.beam_width, bos)
+    forbidden = torch.tensor(sorted({bos, *banned}), device=features_BRD.device)
+    traces: list[_Trace] = []
+    for step in range(options.max_words + 1):
+        logits_BKV, state, attention_BKR = decoder.step(beam.words_BK, state)
+        log_probs_BKV = _word_log_probs(logits_BKV, forbidden, eos, step, options)
+        beam, trace = _advance(beam, log_probs_BKV, attention_BKR, eos, options.length_penalty)
+        state = decoder.reorder(state, trace.parents_BK)
+        traces.append(trace)
+        if step % STEPS_BETWEEN_CHECKS == STEPS_BETWEEN_CHECKS - 1 and bool(beam.finished_BK.all()):
+            break
+    return _read_back(beam, traces, eos, options.length_penalty)
+
+
+def _first_beam(features_BRD: Tensor, width: int, bos: int) -> _Beam:
+    """Beam 0 holds BOS; the others hold nothing, so that no caption is found twice."""
+    size = (features_BRD.shape[0], width)
+    log_probs = torch.full(size, -torch.inf, device=features_BRD.device)
+    log_probs[:, 0] = 0.0
+    words = torch.full(size, bos, dtype=torch.long, device=features_BRD.device)
+    return _Beam(
+        words, log_probs, torch.zeros_like(words), torch.zeros_like(words, dtype=torch.bool)
+    )
+
+
+def _word_log_probs(
+    logits_BKV: Tensor, forbidden: Tensor, eos: int, step: int, options: SearchOptions
+) -> Tensor:
+    """Log-softmax over what may be said at this step."""
+    logits_BKV = logits_BKV.float().index_fill(-1, forbidden, -torch.inf)
+    if step < options.min_words:
+        logits_BKV[..., eos] = -torch.inf
+    log_probs_BKV = logits_BKV.log_softmax(-1)
+    if step == options.max_words:
+        log_probs_BKV = _only_end(log_probs_BKV, eos)
+    return log_probs_BKV
+
+
+def _only_end(log_probs_BKV: Tensor, eos: int) -> Tensor:
+    """Leave the end mark alone, even where the network calls it impossible."""
+    least = torch.finfo(log_probs_BKV.dtype).min / 2
+    ended_BKV = torch.full_like(log_probs_BKV, -torch.inf)
+    ended_BKV[..., eos] = log_probs_BKV[..., eos].clamp(min=least)
+    return ended_BKV
+
+
+def _advance(
+    beam: _Beam, log_probs_BKV: Tensor, attention_BKR: Tensor | None, eos: int, alpha: float
+) -> tuple[_Beam, _Trace]:
+    """Choose the K best continuations of all beams of an image."""
+    words = log_probs_BKV.shape[-1]
+    steps_BK = beam.steps_BK + ~beam.finished_BK
+    log_probs_BKV = _hold_finished(log_probs_BKV, beam.finished_BK, eos)
+    totals_BKV = beam.log_probs_BK.unsqueeze(-1) + log_probs_BKV
+    scores_BKV = _score(totals_BKV, steps_BK.unsqueeze(-1), alpha)
+    chosen_BK = scores_BKV.flatten(1).topk(beam.words_BK.shape[1]).indices
+    parents_BK, words_BK = chosen_BK // words, chosen_BK % words
+    totals_BK = totals_BKV.flatten(1).gather(1, chosen_BK)
+    grown = _Beam(
+        words_BK,
+        totals_BK,
+        steps_BK.gather(1, parents_BK),
+        (words_BK == eos) | totals_BK.isneginf(),  # an empty slot never grows
+    )
+    word_log_probs_BK = log_probs_BKV.flatten(1).gather(1, chosen_BK)
+    return grown, _Trace(parents_BK, words_BK, word_log_probs_BK, attention_BKR)
+
+
+def _hold_finished(log_probs_BKV: Tensor, finished_BK: Tensor, eos: int) -> Tensor:
+    """A finished beam has one continuation: the end mark again, at no cost."""
+    held_V = torch.full_like(log_probs_BKV[0, 0], -torch.inf)
+    held_V[eos] = 0.0
+    return torch.where(finished_BK.unsqueeze(-1), held_V, log_probs_BKV)
+
+
+def _score(log_probs: Tensor, steps: Tensor, alpha: float) -> Tensor:
+    return log_probs / steps.clamp(min=1).float().pow(alpha)
+
+
+def _read_back(beam: _Beam, traces: list[_Trace], eos: int, alpha: float) -> Beams:
+    """Follow the parents from the last step to the first; topk left the best beam first."""
+    slots_BK = torch.arange(beam.words_BK.shape[1], device=beam.words_BK.device)
+    slots_BK, columns = slots_BK.expand_as(beam.words_BK), []
+    for trace in reversed(traces):
+        columns.append(_pick(trace, slots_BK))
+        slots_BK = trace.parents_BK.gather(1, slots_BK)
+    words, log_probs, attention = zip(*reversed(columns), strict=True)
+    words_BKT = torch.stack(words, dim=-1)
+    return Beams(
+        words_BKT,
+        (words_BKT != eos).sum(-1),
+        beam.log_probs_BK,
+        _score(beam.log_probs_BK, beam.steps_BK, alpha),
+        torch.stack(log_probs, dim=-1),
+        None if attention[0] is None else torch.stack(attention, dim=2),
+    )
+
+
+def _pick(trace: _Trace, slots_BK: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Read one step's column for the given slots. Attention was paid by the parent."""
+    words_BK = trace.words_BK.gather(1, slots_BK)
+    log_probs_BK = trace.word_log_probs_BK.gather(1, slots_BK)
+    if trace.attention_BKR is None:
+        return words_BK, log_probs_BK, None
+    parents_BK1 = trace.parents_BK.gather(1, slots_BK).unsqueeze(-1)
+    return words_BK, log_probs_BK, trace.attention_BKR.take_along_dim(parents_BK1, dim=1)
