@@ -1,0 +1,188 @@
+"""Captioner: images -> features -> beams -> captions.
+
+B images, K beams, T steps, R regions, S side of the network's square
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from app.captioner import beam, checkpoint, image
+from app.captioner.checkpoint import Checkpoint
+from app.captioner.errors import CheckpointError
+from app.captioner.vocabulary import BOS, EOS, PAD, UNK
+
+GOLDEN_MAX_PIXELS = 4_000_000
+
+
+@dataclass(frozen=True)
+class Word:
+    """One word of a caption.
+
+    Attributes:
+        text: the word.
+        log_prob: its log-probability given the words before, in nats.
+        attention: float32 ``(rows, columns)``, how much the word looked at each region; with the
+            sentinel it sums to 1. None where the decoder has no attention.
+        sentinel: 0..1, how much of the word came from language instead of the image; or None.
+    """
+
+    text: str
+    log_prob: float
+    attention: npt.NDArray[np.float32] | None = None
+    sentinel: float | None = None
+
+
+@dataclass(frozen=True)
+class Caption:
+    """A finished caption.
+
+    Attributes:
+        text: words joined by spaces.
+        log_prob: sum over its words and the end mark, in nats.
+        score: log_prob after the length penalty; candidates are ranked by it.
+        words: one by one.
+    """
+
+    text: str
+    log_prob: float
+    score: float
+    words: tuple[Word, ...]
+
+
+class _Found(NamedTuple):
+    """`beam.Beams` as numpy arrays: one copy from the device, then no more tensors."""
+
+    words_BKT: npt.NDArray[np.int64]
+    lengths_BK: npt.NDArray[np.int64]
+    log_probs_BK: npt.NDArray[np.float32]
+    scores_BK: npt.NDArray[np.float32]
+    word_log_probs_BKT: npt.NDArray[np.float32]
+    attention_BKTR: npt.NDArray[np.float32] | None
+
+
+class Captioner:
+    """A checkpoint on a device.
+
+    Args:
+        loaded: what `checkpoint.load` gave, or a network still in training.
+        device: a torch device string.
+        directory: where the golden caption lies, if anywhere.
+    """
+
+    def __init__(
+        self, loaded: Checkpoint, *, device: str = "cpu", directory: Path | None = None
+    ) -> None:
+        self.device = torch.device(device)
+        self.network = loaded.network.to(self.device).eval()
+        self.vocabulary = loaded.vocabulary
+        self.manifest = loaded.manifest
+        self._directory = directory
+        self._geometry = loaded.manifest.image
+
+    @classmethod
+    def load(cls, directory: Path, *, device: str = "cpu") -> Self:
+        """Load and verify a directory of the model store.
+
+        Raises:
+            CheckpointError: the directory cannot be trusted.
+        """
+        return cls(checkpoint.load(directory), device=device, directory=directory)
+
+    def read(self, data: bytes, *, max_pixels: int) -> Tensor:
+        """Turn the bytes of a JPEG, PNG or WebP file into the network's square.
+
+        Returns:
+            uint8 ``(3, S, S)`` on the CPU. Safe to call from several threads.
+
+        Raises:
+            ImageError: the upload is at fault; its subclass says how.
+        """
+        size_px = self._geometry.size_px
+        image_CHW = image.decode(data, at_least_px=size_px, max_pixels=max_pixels)
+        return image.fit(image_CHW, size_px=size_px, how=self._geometry.fit)
+
+    @torch.inference_mode()
+    def caption(self, images: Sequence[Tensor]) -> list[tuple[Caption, ...]]:
+        """Caption one batch.
+
+        Args:
+            images: from `read`.
+
+        Returns:
+            Per image its candidates, best first, at most ``search.beam_width``.
+        """
+        images_BCHW = torch.stack(list(images)).to(self.device)
+        return self.caption_features(self.network.encoder(images_BCHW))
+
+    @torch.inference_mode()
+    def caption_features(self, features_BRD: Tensor) -> list[tuple[Caption, ...]]:
+        """Caption images whose features are at hand, as the trainer's are."""
+        found = _to_host(
+            beam.search(
+                self.network.decoder,
+                features_BRD,
+                self.manifest.search,
+                bos=BOS,
+                eos=EOS,
+                banned=(PAD, UNK),
+            )
+        )
+        return [self._candidates(found, b) for b in range(len(found.scores_BK))]
+
+    def warm_up(self, batch_sizes: Iterable[int]) -> None:
+        """Run each batch size once, so that no user pays for first-time work."""
+        size_px = self._geometry.size_px
+        for size in batch_sizes:
+            self.caption([torch.zeros(3, size_px, size_px, dtype=torch.uint8)] * size)
+
+    def check_golden(self) -> None:
+        """Say the golden caption.
+
+        Raises:
+            CheckpointError: this machine says something else than the trainer's did.
+        """
+        if self._directory is None:
+            raise CheckpointError("a captioner that was not loaded has no golden caption")
+        data, golden = checkpoint.read_golden(self._directory)
+        best = self.caption([self.read(data, max_pixels=GOLDEN_MAX_PIXELS)])[0][0]
+        close = math.isclose(best.log_prob, golden.log_prob, rel_tol=0, abs_tol=golden.tolerance)
+        if best.text != golden.caption or not close:
+            raise CheckpointError(
+                f"checkpoint {self._directory}: the golden caption is {golden.caption!r} at "
+                f"{golden.log_prob:.3f}, this machine says {best.text!r} at {best.log_prob:.3f}"
+            )
+
+    def _candidates(self, found: _Found, b: int) -> tuple[Caption, ...]:
+        filled = np.flatnonzero(np.isfinite(found.scores_BK[b]))
+        return tuple(self._caption(found, b, int(k)) for k in filled)
+
+    def _caption(self, found: _Found, b: int, k: int) -> Caption:
+        words = tuple(self._word(found, b, k, t) for t in range(found.lengths_BK[b, k]))
+        return Caption(
+            " ".join(word.text for word in words),
+            float(found.log_probs_BK[b, k]),
+            float(found.scores_BK[b, k]),
+            words,
+        )
+
+    def _word(self, found: _Found, b: int, k: int, t: int) -> Word:
+        (text,) = self.vocabulary.decode([int(found.words_BKT[b, k, t])])
+        log_prob = float(found.word_log_probs_BKT[b, k, t])
+        if found.attention_BKTR is None:
+            return Word(text, log_prob)
+        *_, sentinel = attention_R = found.attention_BKTR[b, k, t]
+        side = math.isqrt(len(attention_R) - 1)
+        return Word(text, log_prob, attention_R[:-1].reshape(side, side), float(sentinel))
+
+
+def _to_host(beams: beam.Beams) -> _Found:
+    arrays: list[Any] = [None if tensor is None else tensor.cpu().numpy() for tensor in beams]
+    return _Found(*arrays)

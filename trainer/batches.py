@@ -1,0 +1,127 @@
+"""Captions of a split as id tensors, and the order and looks of the images of an epoch.
+
+N images, K captions of an image, T steps, B images of a step, S side of the square
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+from torchvision.transforms.v2 import functional as TF
+
+from app.captioner.vocabulary import BOS, EOS, PAD, UNK, Vocabulary, tokenise
+from trainer.data import Split
+from trainer.recipe import VocabularyOptions
+
+SIDES = frozenset({"left", "right"})
+"""An image whose captions hold one of these words is never mirrored."""
+
+_BATCHES_SORTED_TOGETHER = 16
+
+
+@dataclass(frozen=True)
+class Captions:
+    """All captions of a split.
+
+    Attributes:
+        ids: per image, per caption: word ids, EOS where it was not truncated.
+        mirrorable_N: bool, whether the image may be mirrored.
+    """
+
+    ids: tuple[tuple[tuple[int, ...], ...], ...]
+    mirrorable_N: Tensor
+
+    @classmethod
+    def of(cls, split: Split, vocabulary: Vocabulary, options: VocabularyOptions) -> "Captions":
+        """Tokenise and encode a split."""
+        tokens = [[tokenise(text) for text in example.captions] for example in split.examples]
+        ids = tuple(
+            tuple(_ids(words, vocabulary, options.max_words) for words in captions)
+            for captions in tokens
+        )
+        mirrorable = [all(SIDES.isdisjoint(words) for words in captions) for captions in tokens]
+        return cls(ids, torch.tensor(mirrorable))
+
+    def batches(
+        self, batch_images: int, captions_per_image: int, generator: Generator
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Go once through the images, in an order that puts captions of like length together.
+
+        Yields:
+            ``indices_B`` of the images, and ``words_BKT``: BOS, words, EOS, then PAD.
+        """
+        chosen = [_choose(captions, captions_per_image, generator) for captions in self.ids]
+        lengths = torch.tensor([max(map(len, captions)) for captions in chosen])
+        for indices_B in _length_ordered(lengths, batch_images, generator):
+            captions = [chosen[index] for index in indices_B.tolist()]
+            yield indices_B, _padded(captions, captions_per_image)
+
+    def steps(self, batch_images: int) -> int:
+        """Count the steps of an epoch."""
+        return -(-len(self.ids) // batch_images)
+
+
+def targets(words_BKT: Tensor) -> Tensor:
+    """Return what should be said after each word but the last: PAD where nothing is taught.
+
+    UNK is not taught, since it is never said.
+    """
+    after = words_BKT[..., 1:]
+    return after.masked_fill(after == UNK, PAD)
+
+
+def augment(image_3SS: Tensor, *, mirrorable: bool, generator: Generator) -> Tensor:
+    """Crop, mirror and tint one uint8 image, so that an encoder does not learn it by heart."""
+    side = image_3SS.shape[-1]
+    scale = 0.7 + 0.3 * _uniform(generator)
+    stretch = (0.85 + 0.3 * _uniform(generator)) ** 0.5
+    height = min(side, round(side * scale**0.5 * stretch))
+    width = min(side, round(side * scale**0.5 / stretch))
+    top = int((side - height + 1) * _uniform(generator))
+    left = int((side - width + 1) * _uniform(generator))
+    image_3SS = TF.resized_crop(image_3SS, top, left, height, width, [side, side])
+    if mirrorable and _uniform(generator) < 0.5:
+        image_3SS = TF.horizontal_flip(image_3SS)
+    image_3SS = TF.adjust_brightness(image_3SS, 0.8 + 0.4 * _uniform(generator))
+    tinted: Tensor = TF.adjust_saturation(image_3SS, 0.8 + 0.4 * _uniform(generator))
+    return tinted
+
+
+def _ids(words: list[str], vocabulary: Vocabulary, max_words: int) -> tuple[int, ...]:
+    if len(words) > max_words:
+        return tuple(vocabulary.encode(words[:max_words]))
+    return (*vocabulary.encode(words), EOS)
+
+
+def _choose(
+    captions: tuple[tuple[int, ...], ...], count: int, generator: Generator
+) -> list[tuple[int, ...]]:
+    order = torch.randperm(len(captions), generator=generator)[:count]
+    return [captions[index] for index in order.tolist()]
+
+
+def _length_ordered(lengths_N: Tensor, batch_images: int, generator: Generator) -> Iterator[Tensor]:
+    shuffled = torch.randperm(len(lengths_N), generator=generator)
+    chunks = shuffled.split(batch_images * _BATCHES_SORTED_TOGETHER)
+    batches = [
+        batch
+        for chunk in chunks
+        for batch in chunk[lengths_N[chunk].argsort(stable=True)].split(batch_images)
+    ]
+    for index in torch.randperm(len(batches), generator=generator).tolist():
+        yield batches[index]
+
+
+def _padded(captions: list[list[tuple[int, ...]]], count: int) -> Tensor:
+    longest = max(len(ids) for each in captions for ids in each)
+    words_BKT = torch.full((len(captions), count, longest + 1), PAD)
+    words_BKT[..., 0] = BOS
+    for b, each in enumerate(captions):
+        for k, ids in enumerate(each):
+            words_BKT[b, k, 1 : len(ids) + 1] = torch.tensor(ids)
+    return words_BKT
+
+
+def _uniform(generator: Generator) -> float:
+    return torch.rand((), generator=generator).item()
