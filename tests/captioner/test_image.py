@@ -1,0 +1,555 @@
+"""image.py: every honest format gives the right pixels, everything else gives an ImageError."""
+
+import gzip
+import io
+import struct
+import threading
+import time
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from app.captioner.errors import ImageError, ImageTooLarge, UndecodableImage, UnsupportedImage
+from app.captioner.image import decode, fit
+
+MAX_PIXELS = 4_000_000
+WHITE = (255, 255, 255)
+
+
+def read(data, *, at_least_px=4096, max_pixels=MAX_PIXELS):
+    return decode(data, at_least_px=at_least_px, max_pixels=max_pixels)
+
+
+def saved(image, kind, **options):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def photo(width=48, height=32, mode="RGB"):
+    """Smooth and asymmetric: red grows to the right, green downwards."""
+    x, y = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
+    pixels = np.stack([x, y, np.full_like(x, 60)], axis=-1).astype(np.uint8)
+    return Image.fromarray(pixels).convert(mode)
+
+
+def pixel(image_CHW, x, y):
+    return tuple(image_CHW[:, y, x].tolist())
+
+
+def as_tensor(image):
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def close(left_CHW, right_CHW, within):
+    return left_CHW.shape == right_CHW.shape and bool(
+        ((left_CHW.int() - right_CHW.int()).abs() <= within).all()
+    )
+
+
+def chunk(name, body=b""):
+    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+
+def png(width, height, depth, colour, rows, *before):
+    """A PNG written by hand: what Pillow's own writer would refuse."""
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
+    body = chunk(b"IDAT", zlib.compress(rows))
+    return b"\x89PNG\r\n\x1a\n" + header + b"".join(before) + body + chunk(b"IEND")
+
+
+def segment(marker, body):
+    return bytes([0xFF, marker]) + struct.pack(">H", len(body) + 2) + body
+
+
+def with_segments(jpeg, *segments):
+    return jpeg[:2] + b"".join(segments) + jpeg[2:]
+
+
+def exif_bytes(orientation, order=">"):
+    mark = b"MM" if order == ">" else b"II"
+    entry = struct.pack(order + "HHIHH", 0x0112, 3, 1, orientation, 0)
+    return (
+        b"Exif\0\0"
+        + mark
+        + struct.pack(order + "HIH", 42, 8, 1)
+        + entry
+        + struct.pack(order + "I", 0)
+    )
+
+
+JPEG = saved(photo(), "JPEG", quality=95)
+PROGRESSIVE = saved(photo(), "JPEG", quality=95, progressive=True)
+PNG = saved(photo(), "PNG")
+WEBP = saved(photo(), "WEBP", quality=95)
+LOSSLESS = saved(photo(), "WEBP", lossless=True)
+
+
+class TestModes:
+    @pytest.mark.parametrize("data", [PNG, LOSSLESS], ids=["png", "webp"])
+    def test_a_lossless_file_keeps_every_pixel(self, data):
+        assert torch.equal(read(data), as_tensor(photo()))
+
+    @pytest.mark.parametrize("data", [JPEG, PROGRESSIVE, WEBP], ids=["jpeg", "progressive", "webp"])
+    def test_a_lossy_file_is_close(self, data):
+        assert close(read(data), as_tensor(photo()), within=12)
+
+    def test_the_result_is_contiguous_uint8_rgb(self):
+        image_CHW = read(PNG)
+        assert image_CHW.dtype == torch.uint8
+        assert image_CHW.shape == (3, 32, 48)
+        assert image_CHW.is_contiguous()
+
+    @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+    def test_grey_is_repeated_over_three_channels(self, kind):
+        image_CHW = read(saved(Image.new("L", (9, 7), 100), kind))
+        assert close(image_CHW, torch.full((3, 7, 9), 100), within=2)
+
+    def test_one_bit_images_are_black_and_white(self):
+        image = Image.new("1", (4, 2))
+        image.putpixel((1, 0), 1)
+        assert pixel(read(saved(image, "PNG")), 1, 0) == WHITE
+        assert pixel(read(saved(image, "PNG")), 0, 0) == (0, 0, 0)
+
+    @pytest.mark.parametrize(("mode", "colour"), [("LA", (0, 0)), ("RGBA", (200, 0, 0, 0))])
+    def test_transparent_pixels_are_white(self, mode, colour):
+        assert pixel(read(saved(Image.new(mode, (3, 3), colour), "PNG")), 1, 1) == WHITE
+
+    def test_half_transparent_pixels_are_half_white(self):
+        data = saved(Image.new("RGBA", (3, 3), (200, 0, 0, 128)), "PNG")
+        assert pixel(read(data), 1, 1) == (227, 127, 127)
+
+    def test_webp_alpha_is_composited_on_white(self):
+        data = saved(Image.new("RGBA", (3, 3), (200, 0, 0, 0)), "WEBP", lossless=True)
+        assert pixel(read(data), 1, 1) == WHITE
+
+    def test_a_palette_keeps_its_colours(self):
+        palette = photo().quantize(16)
+        assert torch.equal(read(saved(palette, "PNG")), as_tensor(palette.convert("RGB")))
+
+    @pytest.mark.parametrize("transparency", [0, bytes([0, 255])], ids=["index", "table"])
+    def test_a_transparent_palette_entry_is_white(self, transparency):
+        image = Image.new("P", (2, 1))
+        image.putpalette([10, 20, 30, 40, 50, 60])
+        image.putpixel((1, 0), 1)
+        image_CHW = read(saved(image, "PNG", transparency=transparency))
+        assert pixel(image_CHW, 0, 0) == WHITE
+        assert pixel(image_CHW, 1, 0) == (40, 50, 60)
+
+    @pytest.mark.parametrize(("mode", "key"), [("L", 7), ("RGB", (7, 7, 7))])
+    def test_a_transparent_colour_is_white(self, mode, key):
+        data = saved(Image.new(mode, (2, 2), key), "PNG", transparency=key)
+        assert pixel(read(data), 0, 0) == WHITE
+
+    def test_cmyk_is_converted(self):
+        data = saved(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG", quality=95)
+        assert close(read(data)[:, :1, :1], torch.tensor([[[254]], [[0]], [[0]]]), within=3)
+
+    def test_16_bit_grey_is_scaled_not_clipped(self):
+        ramp = np.array([[0, 256, 0x8000, 0xFFFF]], dtype=np.uint16)
+        assert read(saved(Image.fromarray(ramp), "PNG"))[0].tolist() == [[0, 1, 128, 255]]
+
+    def test_16_bit_grey_can_have_a_transparent_value(self):
+        rows = b"\0" + struct.pack(">HH", 0x1234, 0x4000)
+        data = png(2, 1, 16, 0, rows, chunk(b"tRNS", struct.pack(">H", 0x1234)))
+        assert read(data)[0].tolist() == [[255, 0x40]]
+
+    def test_16_bit_colour_is_scaled(self):
+        rows = b"\0" + struct.pack(">HHH", 0xFFFF, 0x8000, 0x0100)
+        assert pixel(read(png(1, 1, 16, 2, rows)), 0, 0) == (255, 128, 1)
+
+    def test_16_bit_grey_with_alpha_is_composited(self):
+        rows = b"\0" + struct.pack(">HH", 0x0000, 0x0000)
+        assert pixel(read(png(1, 1, 16, 4, rows)), 0, 0) == WHITE
+
+    @pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+    def test_an_animation_gives_its_first_frame(self, kind):
+        frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "lime", "blue")]
+        data = saved(frames[0], kind, save_all=True, append_images=frames[1:], lossless=True)
+        assert pixel(read(data), 4, 4) == (255, 0, 0)
+
+    def test_a_jpeg_with_a_second_picture_inside_gives_the_first(self):
+        other = photo().rotate(180)
+        data = saved(photo(), "MPO", save_all=True, append_images=[other], quality=95)
+        assert close(read(data), as_tensor(photo()), within=12)
+
+
+TURNED = {
+    1: lambda image: image,
+    2: lambda image: image.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
+    3: lambda image: image.rotate(180),
+    4: lambda image: image.transpose(Image.Transpose.FLIP_TOP_BOTTOM),
+    5: lambda image: image.transpose(Image.Transpose.TRANSPOSE),
+    6: lambda image: image.rotate(-90, expand=True),
+    7: lambda image: image.transpose(Image.Transpose.TRANSVERSE),
+    8: lambda image: image.rotate(90, expand=True),
+}
+
+
+class TestOrientation:
+    @pytest.mark.parametrize("order", ["<", ">"], ids=["intel", "motorola"])
+    @pytest.mark.parametrize("orientation", range(1, 9))
+    def test_every_exif_orientation_is_undone(self, orientation, order):
+        expected = as_tensor(TURNED[orientation](photo()))
+        exif = exif_bytes(orientation, order)
+        assert torch.equal(read(saved(photo(), "PNG", exif=exif)), expected)
+        assert close(read(saved(photo(), "JPEG", quality=95, exif=exif)), expected, within=12)
+        assert torch.equal(read(saved(photo(), "WEBP", lossless=True, exif=exif)), expected)
+
+    @pytest.mark.parametrize("orientation", [0, 9, 65535])
+    def test_an_orientation_that_does_not_exist_is_ignored(self, orientation):
+        data = saved(photo(), "PNG", exif=exif_bytes(orientation))
+        assert torch.equal(read(data), as_tensor(photo()))
+
+    @pytest.mark.parametrize(
+        "exif",
+        [
+            b"",
+            b"II",
+            b"MM\0\x2a\xff\xff\xff\xff",
+            b"II\x2a\0\x08\0\0\0\xff\xff",
+            b"II\x2a\0\x08\0\0\0\xff\xff" + b"\x12\x01" * 40_000,
+            b"\xff" * 60_000,
+            b"MM\0\x2a\0\0\0\x08" + b"\xff\xff" + struct.pack(">HHII", 0x9286, 7, 2**31, 8) * 5000,
+        ],
+        ids=["empty", "cut", "far", "no entries", "same entry", "noise", "bomb"],
+    )
+    @pytest.mark.parametrize("base", [JPEG, PNG], ids=["jpeg", "png"])
+    def test_broken_exif_is_ignored(self, base, exif):
+        if base is JPEG:
+            data = with_segments(JPEG, segment(0xE1, b"Exif\0\0" + exif[:65_000]))
+        else:
+            data = PNG[:33] + chunk(b"eXIf", exif) + PNG[33:]
+        assert torch.equal(read(data), read(base))
+
+    def test_the_orientation_survives_draft_decoding(self):
+        data = saved(photo(800, 600), "JPEG", exif=exif_bytes(6))
+        assert read(data, at_least_px=200).shape == (3, 400, 300)
+
+
+class TestDraft:
+    @pytest.mark.parametrize(
+        ("size", "at_least_px", "shape"),
+        [
+            ((1600, 1200), 224, (3, 300, 400)),
+            ((1600, 1200), 150, (3, 150, 200)),
+            ((1600, 1200), 1200, (3, 1200, 1600)),
+            ((1600, 400), 224, (3, 400, 1600)),
+            ((100, 80), 224, (3, 80, 100)),
+            ((455, 449), 224, (3, 225, 228)),
+        ],
+    )
+    def test_a_large_jpeg_comes_back_smaller(self, size, at_least_px, shape):
+        assert read(saved(photo(*size), "JPEG"), at_least_px=at_least_px).shape == shape
+
+    def test_a_smaller_copy_looks_the_same(self):
+        large = photo(1600, 1200)
+        small_CHW = read(saved(large, "JPEG", quality=95), at_least_px=300)
+        assert close(small_CHW, as_tensor(large.reduce(4)), within=6)
+
+    def test_other_formats_keep_their_size(self):
+        assert read(saved(photo(800, 600), "PNG"), at_least_px=10).shape == (3, 600, 800)
+
+    def test_the_pixel_limit_is_checked_before_the_draft(self):
+        with pytest.raises(ImageTooLarge):
+            read(saved(photo(800, 600), "JPEG"), at_least_px=10, max_pixels=479_999)
+
+
+class TestLimits:
+    @pytest.mark.parametrize("data", [JPEG, PNG, WEBP, LOSSLESS])
+    def test_the_limit_itself_is_allowed(self, data):
+        assert read(data, max_pixels=48 * 32).shape == (3, 32, 48)
+
+    @pytest.mark.parametrize("data", [JPEG, PROGRESSIVE, PNG, WEBP, LOSSLESS])
+    def test_one_pixel_more_is_too_large(self, data):
+        with pytest.raises(ImageTooLarge, match="more pixels"):
+            read(data, max_pixels=48 * 32 - 1)
+
+    @pytest.mark.parametrize("max_pixels", [MAX_PIXELS, 10**12])
+    @pytest.mark.parametrize("side", [9_500, 14_000, 50_000, 2**31 - 1])
+    def test_a_bomb_is_too_large_even_where_our_limit_is_wide(self, side, max_pixels):
+        data = png(side, side, 8, 2, bytes(1000))
+        with pytest.raises(ImageError) as caught:
+            read(data, max_pixels=max_pixels)
+        assert type(caught.value) is ImageTooLarge
+
+    def test_a_webp_bomb_is_refused_before_its_canvas_is_allocated(self):
+        canvas = b"VP8X" + struct.pack("<I", 10) + bytes(4) + b"\xff\xff\0" + b"\xff\xff\0"
+        data = b"RIFF" + struct.pack("<I", len(canvas) + 4) + b"WEBP" + canvas
+        with pytest.raises(ImageTooLarge):
+            read(data)
+
+    def test_a_thousand_scans_are_refused_quickly(self):
+        grey = saved(Image.new("L", (1900, 1900)), "JPEG", progressive=True)
+        scan = grey[grey.rindex(b"\xff\xda") : -2]
+        started = time.monotonic()
+        with pytest.raises(UndecodableImage):
+            read(grey[:-2] + scan * 5000 + b"\xff\xd9")
+        assert time.monotonic() - started < 1
+
+    @pytest.mark.parametrize("cover", [segment(0xFE, b"\xff\xd9"), b"\xff\x01"])
+    def test_scans_cannot_hide_behind_another_marker(self, cover):
+        scan = PROGRESSIVE[PROGRESSIVE.rindex(b"\xff\xda") : -2]
+        with pytest.raises(UndecodableImage):
+            read(PROGRESSIVE[:-2] + (cover + scan) * 100 + b"\xff\xd9")
+
+    def test_markers_after_the_end_of_the_picture_are_not_scans(self):
+        assert torch.equal(read(PROGRESSIVE + b"\xff\xda\0\x02" * 1000), read(PROGRESSIVE))
+
+    def test_a_metadata_bomb_costs_nothing(self):
+        text = chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(10**6)))
+        assert torch.equal(read(PNG[:33] + text * 200 + PNG[33:]), read(PNG))
+
+
+def gif():
+    return saved(photo(), "GIF")
+
+
+def corrupted(data, at, by=0xFF):
+    return data[:at] + bytes([data[at] ^ by]) + data[at + 1 :]
+
+
+UNSUPPORTED = {
+    "empty": b"",
+    "one byte": b"\xff",
+    "half a jpeg magic": b"\xff\xd8",
+    "half a png magic": PNG[:7],
+    "riff without webp": b"RIFF\x10\0\0\0WAVEfmt ",
+    "riff alone": b"RIFF",
+    "text": b"hello, I am a photo",
+    "html": b"<html><body>404</body></html>",
+    "svg": b"<svg xmlns='http://www.w3.org/2000/svg'><rect/></svg>",
+    "json": b'{"image": null}',
+    "zeros": bytes(4096),
+    "ones": b"\xff" * 4096,
+    "gzip of a jpeg": gzip.compress(JPEG),
+    "zlib of a png": zlib.compress(PNG),
+    "base64": b"/9j/4AAQSkZJRgABAQAAAQABAAD/2wBD",
+    "gif": gif(),
+    "bmp": saved(photo(), "BMP"),
+    "tiff": saved(photo(), "TIFF"),
+    "ico": saved(photo(), "ICO"),
+    "ppm": saved(photo(), "PPM"),
+    "eps": saved(photo(), "EPS"),
+    "pdf": saved(photo(), "PDF"),
+    "tga": saved(photo(), "TGA"),
+    "psd magic": b"8BPS\0\x01" + bytes(100),
+    "jpeg 2000 magic": b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(100),
+    "heic magic": b"\0\0\0\x18ftypheic" + bytes(100),
+    "zip": b"PK\x03\x04" + bytes(100),
+    "elf": b"\x7fELF" + bytes(100),
+    "jpeg after a newline": b"\n" + JPEG,
+    "png after a byte order mark": b"\xef\xbb\xbf" + PNG,
+    "gif that ends as a jpeg": gif() + JPEG,
+    "zip that ends as a png": b"PK\x03\x04" + PNG,
+    "png with text line ends": PNG.replace(b"\r\n", b"\n"),
+    "jpeg without its first byte": JPEG[1:],
+}
+
+UNDECODABLE = {
+    "jpeg magic alone": b"\xff\xd8\xff",
+    "jpeg magic and text": b"\xff\xd8\xff hello",
+    "jpeg of start and end": b"\xff\xd8\xff\xd9",
+    "jpeg of fill bytes": b"\xff\xd8" + b"\xff" * 5000,
+    "jpeg header with png body": b"\xff\xd8\xff" + PNG,
+    "jpeg without a scan": JPEG[: JPEG.index(b"\xff\xda")] + b"\xff\xd9",
+    "jpeg without tables": JPEG.replace(b"\xff\xdb", b"\xff\xfe").replace(b"\xff\xc4", b"\xff\xfe"),
+    "jpeg of no height": JPEG.replace(struct.pack(">HH", 32, 48), struct.pack(">HH", 0, 48)),
+    "jpeg of no width": JPEG.replace(struct.pack(">HH", 32, 48), struct.pack(">HH", 32, 0)),
+    "jpeg of 12 bits": JPEG.replace(b"\xff\xc0\0\x11\x08", b"\xff\xc0\0\x11\x0c"),
+    "jpeg of two layers": JPEG.replace(
+        struct.pack(">HHB", 32, 48, 3), struct.pack(">HHB", 32, 48, 2)
+    ),
+    "jpeg with an endless segment": JPEG[:2] + b"\xff\xe1\xff\xff" + JPEG[2:],
+    "png magic alone": PNG[:8],
+    "png magic and text": PNG[:8] + b"hello, I am a photo, believe me",
+    "png magic and jpeg": PNG[:8] + JPEG,
+    "png of no width": png(0, 5, 8, 2, b""),
+    "png of no height": png(5, 0, 8, 2, b""),
+    "png of no size": png(0, 0, 8, 2, b""),
+    "png of 3 bits": png(2, 2, 3, 2, bytes(20)),
+    "png of colour type 7": png(2, 2, 8, 7, bytes(20)),
+    "png without data": PNG[:33] + chunk(b"IEND"),
+    "png without header": PNG[:8] + PNG[33:],
+    "png with a wrong header checksum": corrupted(PNG, 30),
+    "png with rotten data": PNG[:33] + chunk(b"IDAT", b"rotten") + chunk(b"IEND"),
+    "png with an endless chunk": PNG[:33] + b"\x7f\xff\xff\xffIDAT" + PNG[41:],
+    "png with too few rows": png(64, 64, 8, 2, bytes(100)),
+    "png with a short header": PNG[:8] + chunk(b"IHDR", b"\0\0") + PNG[33:],
+    "png with an unknown filter": png(2, 1, 8, 2, b"\x63" + bytes(6)),
+    "palette png with a short transparency": png(2, 1, 8, 2, bytes(7), chunk(b"tRNS", b"\0")),
+    "webp header alone": WEBP[:12],
+    "webp of an unknown chunk": b"RIFF\x10\0\0\0WEBPVP9 " + bytes(40),
+    "webp lossy without data": WEBP[:30],
+    "webp lossless without data": LOSSLESS[:25],
+    "webp of no size": WEBP[:26] + bytes(4) + WEBP[30:],
+    "webp of zeros": WEBP[:20] + bytes(len(WEBP) - 20),
+    "webp header with jpeg body": WEBP[:16] + JPEG,
+}
+TRUNCATED = {
+    f"{name} cut at {percent} %": data[: max(12, len(data) * percent // 100)]
+    for name, data in [("jpeg", JPEG), ("progressive", PROGRESSIVE), ("png", PNG), ("webp", WEBP)]
+    for percent in (2, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 95)
+}
+STRANGE_BUT_HONEST = {
+    "jpeg with a tail of text": JPEG + b"<script>alert(1)</script>",
+    "jpeg with a zip behind": JPEG + b"PK\x03\x04" + bytes(1000),
+    "jpeg with html in a comment": with_segments(JPEG, segment(0xFE, b"<html>" * 1000)),
+    "jpeg with a wrong profile": with_segments(
+        JPEG, segment(0xE2, b"ICC_PROFILE\0\x01\x01" + b"\xff" * 5000)
+    ),
+    "jpeg with a profile of missing parts": with_segments(
+        JPEG, segment(0xE2, b"ICC_PROFILE\0\x07\x09x")
+    ),
+    "jpeg with a broken second picture": with_segments(
+        JPEG, segment(0xE2, b"MPF\0II\x2a\0\x08\0\0\0\xff\xff")
+    ),
+    "jpeg with broken photoshop data": with_segments(
+        JPEG, segment(0xED, b"Photoshop 3.0\x008BIM\x03\xed")
+    ),
+    "jpeg with fill bytes": JPEG[:2] + b"\xff" * 100 + JPEG[2:],
+    "jpeg with junk before a segment": JPEG[:20] + b"junk" + JPEG[20:],
+    "png with a tail of text": PNG + b"<?php system('id') ?>",
+    "png with a wrong profile": PNG[:33] + chunk(b"iCCP", b"x\0\0rotten") + PNG[33:],
+    "png with a profile of no compression": PNG[:33] + chunk(b"iCCP", b"x\0\x09y") + PNG[33:],
+    "png that claims no frames": PNG[:33] + chunk(b"acTL", bytes(8)) + PNG[33:],
+    "png that claims frames twice": PNG[:33] + chunk(b"acTL", b"\0\0\0\x01" * 2) * 2 + PNG[33:],
+    "png with a text called transparency": PNG[:33] + chunk(b"tEXt", b"transparency\0x") + PNG[33:],
+    "png with a text called bbox": PNG[:33] + chunk(b"tEXt", b"bbox\0x") + PNG[33:],
+    "png with an unknown chunk": PNG[:33] + chunk(b"abCd", b"?" * 99) + PNG[33:],
+    "png with a jpeg inside": PNG[:33] + chunk(b"prVt", JPEG) + PNG[33:],
+    "webp with a tail of text": LOSSLESS + b"hello",
+}
+
+
+class TestHostile:
+    @pytest.mark.parametrize("data", UNSUPPORTED.values(), ids=UNSUPPORTED)
+    def test_another_format_is_unsupported(self, data):
+        with pytest.raises(UnsupportedImage, match="expected a JPEG, PNG or WebP image"):
+            read(data)
+
+    @pytest.mark.parametrize(
+        "data", [*UNDECODABLE.values(), *TRUNCATED.values()], ids=[*UNDECODABLE, *TRUNCATED]
+    )
+    def test_broken_content_is_undecodable(self, data):
+        with pytest.raises(UndecodableImage, match="the image is damaged or incomplete") as caught:
+            read(data)
+        assert caught.value.__cause__ is None
+        assert caught.value.__suppress_context__ or caught.value.__context__ is None
+
+    @pytest.mark.parametrize("data", STRANGE_BUT_HONEST.values(), ids=STRANGE_BUT_HONEST)
+    def test_odd_company_does_not_change_the_pixels(self, data):
+        assert close(read(data), as_tensor(photo()), within=12)
+
+    def test_no_message_tells_of_the_machine(self):
+        for data in [*UNSUPPORTED.values(), *UNDECODABLE.values()]:
+            with pytest.raises(ImageError) as caught:
+                read(data)
+            assert "0x" not in str(caught.value)
+
+    @pytest.mark.parametrize("data", [JPEG, PNG, WEBP], ids=["jpeg", "png", "webp"])
+    def test_every_single_cut_gives_an_answer(self, data):
+        for end in range(len(data)):
+            answers(data[:end])
+
+
+def answers(data):
+    """A tensor or an ImageError; anything else fails the test."""
+    try:
+        image_CHW = read(data, max_pixels=1_000_000, at_least_px=64)
+    except ImageError:
+        return
+    assert image_CHW.dtype == torch.uint8
+    assert image_CHW.shape[0] == 3
+    assert fit(image_CHW, size_px=8, how="pad").shape == (3, 8, 8)
+
+
+class TestAnyBytes:
+    @given(st.binary(max_size=300))
+    @settings(max_examples=200, deadline=None)
+    def test_arbitrary_bytes_give_a_tensor_or_an_image_error(self, data):
+        answers(data)
+
+    @given(st.sampled_from([b"\xff\xd8\xff", PNG[:8], b"RIFF\xff\0\0\0WEBP"]), st.binary())
+    @settings(max_examples=200, deadline=None)
+    def test_the_right_magic_before_arbitrary_bytes(self, magic, data):
+        answers(magic + data)
+
+    @given(
+        st.sampled_from([JPEG, PROGRESSIVE, PNG, WEBP, LOSSLESS, png(2, 1, 8, 3, bytes(3))]),
+        st.lists(st.tuples(st.integers(0, 5000), st.binary(max_size=4)), max_size=8),
+    )
+    @settings(max_examples=400, deadline=None)
+    def test_mutated_images_give_a_tensor_or_an_image_error(self, data, edits):
+        mutated = bytearray(data)
+        for at, patch in edits:
+            mutated[at % len(mutated) : at % len(mutated) + len(patch)] = patch
+        answers(bytes(mutated))
+
+
+class TestThreads:
+    def test_many_threads_decode_alike(self):
+        alone = [read(data) for data in (JPEG, PNG, WEBP)]
+        start = threading.Barrier(8)
+
+        def work(number):
+            start.wait()
+            return number % 3, read((JPEG, PNG, WEBP)[number % 3])
+
+        with ThreadPoolExecutor(8) as pool:
+            for which, image_CHW in pool.map(work, range(8)):
+                assert torch.equal(image_CHW, alone[which])
+
+    def test_pillow_keeps_its_settings(self):
+        before = Image.MAX_IMAGE_PIXELS
+        read(PNG, max_pixels=10**12)
+        assert before == Image.MAX_IMAGE_PIXELS
+
+
+class TestFit:
+    @pytest.mark.parametrize("how", ["squeeze", "crop", "pad"])
+    @pytest.mark.parametrize("size", [(1, 5000), (5000, 1), (1, 1), (7, 3), (640, 427), (224, 224)])
+    def test_any_size_becomes_the_square(self, size, how):
+        image_CHW = torch.full((3, *size), 200, dtype=torch.uint8)
+        square_CSS = fit(image_CHW, size_px=224, how=how)
+        assert square_CSS.dtype == torch.uint8
+        assert square_CSS.shape == (3, 224, 224)
+        assert (square_CSS[:, 111:113, 111:113] == 200).any()
+
+    def test_squeeze_keeps_both_ends(self):
+        square_CSS = fit(as_tensor(photo(400, 100)), size_px=50, how="squeeze")
+        assert square_CSS[0, 25, 0] < 10
+        assert square_CSS[0, 25, -1] > 245
+
+    def test_crop_keeps_the_middle_and_the_aspect_ratio(self):
+        square_CSS = fit(as_tensor(photo(400, 100)), size_px=50, how="crop")
+        assert 90 < square_CSS[0, 25, 0] < 105
+        assert 150 < square_CSS[0, 25, -1] < 165
+
+    @pytest.mark.parametrize("size", [(400, 100), (100, 400)], ids=["wide", "tall"])
+    def test_pad_keeps_everything_between_grey_bars(self, size):
+        square_CSS = fit(as_tensor(Image.new("RGB", size, WHITE)), size_px=40, how="pad")
+        bars_CSS = square_CSS if size[0] > size[1] else square_CSS.transpose(1, 2)
+        assert (bars_CSS[:, 15:25] == 255).all()
+        assert (bars_CSS[:, :15] == 117).all()
+        assert (bars_CSS[:, 25:] == 117).all()
+
+    def test_a_square_of_the_right_size_is_unchanged(self):
+        image_CHW = as_tensor(photo(32, 32))
+        for how in ("squeeze", "crop", "pad"):
+            assert torch.equal(fit(image_CHW, size_px=32, how=how), image_CHW)
+
+    def test_shrinking_is_antialiased(self):
+        stripes_CHW = torch.zeros(3, 64, 64, dtype=torch.uint8)
+        stripes_CHW[:, :, ::2] = 255
+        assert close(
+            fit(stripes_CHW, size_px=16, how="squeeze")[:, :, 1:-1],
+            torch.full((3, 16, 14), 127),
+            within=3,
+        )
