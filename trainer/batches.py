@@ -103,11 +103,11 @@ def _choose(
 
 def _length_ordered(lengths_N: Tensor, batch_images: int, generator: Generator) -> Iterator[Tensor]:
     shuffled = torch.randperm(len(lengths_N), generator=generator)
-    chunks = shuffled.split(batch_images * _BATCHES_SORTED_TOGETHER)
+    chunks = torch.split(shuffled, batch_images * _BATCHES_SORTED_TOGETHER)
     batches = [
         batch
         for chunk in chunks
-        for batch in chunk[lengths_N[chunk].argsort(stable=True)].split(batch_images)
+        for batch in torch.split(chunk[lengths_N[chunk].argsort(stable=True)], batch_images)
     ]
     for index in torch.randperm(len(batches), generator=generator).tolist():
         yield batches[index]

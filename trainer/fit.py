@@ -34,6 +34,7 @@ from app.captioner.pipeline import Captioner
 from app.captioner.vocabulary import PAD, Vocabulary, tokenise
 from trainer.batches import Captions, augment, targets
 from trainer.data import Split, check_counts, data_sha256, read_split
+from trainer.devices import available_device
 from trainer.encoders import initial_classifier
 from trainer.errors import TrainerError
 from trainer.origin import source_commit, versions
@@ -282,7 +283,7 @@ class _Stage:
             "".join(json.dumps(entry) + "\n" for entry in progress.history)
         )
         for name in ("train_loss", "dev_cider", "dev_bleu_4"):
-            self.output.writer.add_scalar(name, row[name], len(progress.history))  # type: ignore[no-untyped-call]
+            self.output.writer.add_scalar(name, row[name], len(progress.history))
         tqdm.write(json.dumps(row))
         if scores.habits.distinct_captions * 100 < scores.images * FEW_DISTINCT_PERCENT:
             tqdm.write(f"warning: only {scores.habits.distinct_captions} different dev captions")
@@ -339,7 +340,7 @@ def _unpublished(
         search=recipe.search,
         recipe=recipe.model_dump(mode="json"),
         data={split.name: _about(split) for split in (data.train, data.dev)},
-        scores={"history": history or []},
+        history=history or [],
         versions=versions(),
         source_commit=source_commit(),
     )
@@ -383,7 +384,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--set", action="append", metavar="KEY=VALUE", help="change the recipe")
     parser.add_argument("--encoder-weights", type=Path, help="safetensors file of the classifier")
     parser.add_argument("--random-encoder", action="store_true", help="start from random weights")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default=available_device())
 
 
 def run(args: argparse.Namespace) -> int:

@@ -65,6 +65,7 @@ class Manifest(BaseModel):
     tokeniser: str = TOKENISER
     files: dict[str, str] = {}
     scores: dict[str, Any] = {}
+    history: list[dict[str, Any]] = []
     recipe: dict[str, Any] = {}
     data: dict[str, Any] = {}
     versions: dict[str, str] = {}
@@ -72,7 +73,7 @@ class Manifest(BaseModel):
 
     def public(self) -> dict[str, Any]:
         """Return what a client may know, JSON-ready."""
-        hidden = {"recipe", "data", "versions", "files"}
+        hidden = {"recipe", "data", "versions", "files", "history"}
         return {**self.model_dump(mode="json", exclude=hidden), "sha256": self.files.get(WEIGHTS)}
 
 

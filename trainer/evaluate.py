@@ -1,0 +1,114 @@
+"""The verb ``evaluate``: a checkpoint captions a split, and the captions are scored."""
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from torch import Tensor
+from tqdm import tqdm
+
+from app.captioner.beam import SearchOptions
+from app.captioner.checkpoint import Checkpoint
+from app.captioner.checkpoint import load as load_checkpoint
+from app.captioner.errors import ImageError
+from app.captioner.pipeline import Captioner
+from trainer.data import Example, Split, read_split, split_names
+from trainer.devices import available_device
+from trainer.errors import DataError
+from trainer.prepare import MAX_PIXELS
+from trainer.scoring import Scores, score
+
+BATCH_IMAGES = 16
+
+
+def evaluate(
+    captioner: Captioner, split: Split, *, training: Split | None = None
+) -> tuple[Scores, dict[str, str]]:
+    """Caption every image of a split the way the service does, and score the best captions.
+
+    Args:
+        captioner: the checkpoint, loaded.
+        split: images and references.
+        training: where given, the captions copied from it are counted.
+
+    Returns:
+        The scores, and image -> caption.
+
+    Raises:
+        DataError: an image cannot be read; the message names it.
+    """
+    candidates = dict(_captions(captioner, split))
+    references = {example.image: example.captions for example in split.examples}
+    known = None if training is None else _texts(training)
+    return score(candidates, references, training=known), candidates
+
+
+def _captions(captioner: Captioner, split: Split) -> Iterator[tuple[str, str]]:
+    examples = split.examples
+    starts = range(0, len(examples), BATCH_IMAGES)
+    for start in tqdm(starts, f"captions {split.name}", unit="batch"):
+        batch = examples[start : start + BATCH_IMAGES]
+        found = captioner.caption([_read(captioner, example) for example in batch])
+        for example, candidates in zip(batch, found, strict=True):
+            yield example.image, candidates[0].text
+
+
+def _read(captioner: Captioner, example: Example) -> Tensor:
+    try:
+        return captioner.read(example.path.read_bytes(), max_pixels=MAX_PIXELS)
+    except ImageError as error:
+        raise DataError(f"{example.path} cannot be used: {error}") from None
+
+
+def _texts(split: Split) -> list[str]:
+    return [text for example in split.examples for text in example.captions]
+
+
+def training_split(data: Path, *, evaluated: str) -> Split | None:
+    """Read the training split if the directory has one and it is not what is evaluated."""
+    if evaluated == "train" or "train" not in split_names(data):
+        return None
+    return read_split(data, "train")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of ``evaluate``."""
+    parser.add_argument("checkpoint", type=Path, help="a directory <name>/<version> or <run>/best")
+    parser.add_argument("--data", type=Path, required=True, help="directory in Flickr8k's layout")
+    parser.add_argument("--split", default="dev", help="FOO reads Flickr_8k.FOOImages.txt")
+    parser.add_argument("--images", metavar="FOLDER", help="image folder, if of an unusual name")
+    parser.add_argument("--captions", type=Path, metavar="FILE", help="write the captions, JSONL")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the scores as JSON")
+    parser.add_argument("--beam-width", type=int, help="in place of the checkpoint's own")
+    parser.add_argument("--length-penalty", type=float, help="in place of the checkpoint's own")
+    parser.add_argument("--device", default=available_device())
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the score table."""
+    loaded = _with_search(load_checkpoint(args.checkpoint), args)
+    split = read_split(args.data, args.split, images=args.images)
+    training = training_split(args.data, evaluated=args.split)
+    scores, captions = evaluate(Captioner(loaded, device=args.device), split, training=training)
+    if args.captions:
+        lines = (json.dumps({"image": name, "caption": text}) for name, text in captions.items())
+        args.captions.write_text("".join(f"{line}\n" for line in lines))
+    if args.json:
+        args.json.write_text(json.dumps(scores.as_dict(), indent=2) + "\n")
+    print(f"{args.checkpoint} on {args.split}, {loaded.manifest.search}")
+    print(scores.table())
+    return 0
+
+
+def _with_search(loaded: Checkpoint, args: argparse.Namespace) -> Checkpoint:
+    options = loaded.manifest.search
+    search = SearchOptions(
+        beam_width=args.beam_width or options.beam_width,
+        min_words=options.min_words,
+        max_words=options.max_words,
+        length_penalty=(
+            options.length_penalty if args.length_penalty is None else args.length_penalty
+        ),
+    )
+    return loaded._replace(manifest=loaded.manifest.model_copy(update={"search": search}))
