@@ -1,0 +1,43 @@
+# The builder makes a virtual environment and the application beside it. The image gets these two,
+# the checkpoints, and nothing else. A change of code changes only the small layer.
+ARG BASE=python:3.12-slim
+
+FROM ${BASE} AS builder
+# PyTorch's own CPU wheels. Set it empty for the default index, whose Linux wheels bring CUDA.
+ARG TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu
+WORKDIR /build
+COPY pyproject.toml ./
+# Two environments: pip lives in the one that stays here.
+RUN --mount=type=cache,target=/root/.cache/pip \
+    python3 -m venv /pip \
+ && python3 -m venv --without-pip /venv \
+ && python3 -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" > all.txt \
+ && grep '^torch' all.txt > torch.txt \
+ && /pip/bin/pip --python /venv/bin/python install ${TORCH_INDEX_URL:+--index-url ${TORCH_INDEX_URL}} --requirement torch.txt \
+ && /pip/bin/pip --python /venv/bin/python install --requirement all.txt
+COPY README.md LICENSE ./
+COPY app app
+COPY trainer trainer
+COPY model_store /model_store
+RUN --mount=type=cache,target=/root/.cache/pip \
+    /pip/bin/pip --python /venv/bin/python install --no-deps --target /app . \
+ && chmod -R a+rX /app /model_store
+
+FROM ${BASE}
+COPY --from=builder /venv /venv
+COPY --from=builder /app /app
+COPY --from=builder /model_store /srv/model_store
+# HOME and USER: the uid has no line in /etc/passwd, and needs none.
+ENV PATH=/app/bin:/venv/bin:${PATH} \
+    PYTHONPATH=/app \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1 \
+    HOME=/tmp \
+    USER=caption \
+    CAPTION_HOST=0.0.0.0
+WORKDIR /srv
+USER 10001:10001
+EXPOSE 8000
+HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 CMD ["caption-service", "healthcheck"]
+ENTRYPOINT ["caption-service"]
+CMD ["serve"]
