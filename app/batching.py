@@ -1,0 +1,245 @@
+"""Micro-batching: many callers hand in one item each, and the device sees batches.
+
+Knows asyncio, not images, torch or HTTP. The rule is work-conserving: a free device takes what
+waits at once, and the next batch forms while it is busy. There is no timer, so a lone item waits
+for nothing.
+"""
+
+import asyncio
+import math
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar
+
+In = TypeVar("In")
+Out = TypeVar("Out")
+
+_LONGEST_RETRY_S = 60
+_MEMORY = 0.8  # weight of the past in the measured seconds per item
+
+
+class Overloaded(Exception):
+    """There is no room; ``retry_after_s`` is when there should be some."""
+
+    def __init__(self, retry_after_s: int) -> None:
+        super().__init__(f"no room, retry in {retry_after_s} s")
+        self.retry_after_s = retry_after_s
+
+
+class DeadlineExceeded(Exception):
+    """The answer would come after nobody wants it any more."""
+
+
+class Closed(Exception):
+    """The batcher takes no more items."""
+
+    retry_after_s = 1
+
+
+class Watcher(Protocol):
+    """Who wants to know what the batcher does. Each call is quick and does not raise."""
+
+    def dispatched(self, waits_s: Sequence[float]) -> None:
+        """Take note of a batch that leaves the queue: the wait of each of its items."""
+
+    def cancelled(self, stage: str) -> None:
+        """Take note of a caller who left while its item was in ``queue`` or ``batch``."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Item(Generic[In, Out]):
+    value: In
+    deadline_s: float
+    arrived_s: float
+    answer: "asyncio.Future[Out]" = field(repr=False)
+
+
+class MicroBatcher(Generic[In, Out]):
+    """Batching nobody notices: ``await submit(item, deadline_s)`` answers for that item alone.
+
+    Args:
+        run: Answers a list of items with a list of the same length and order.
+        max_batch: Most items in one call of ``run``.
+        max_queue: Most items that wait.
+        watcher: Told about dispatches and callers who left.
+        on_crash: Called when the worker itself dies, which is a bug; everything that waited has
+            failed by then.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[list[In]], Awaitable[Sequence[Out]]],
+        *,
+        max_batch: int,
+        max_queue: int,
+        watcher: Watcher | None = None,
+        on_crash: Callable[[BaseException], None] = lambda _: None,
+    ) -> None:
+        self._run = run
+        self._max_batch = max_batch
+        self._max_queue = max_queue
+        self._watcher = watcher
+        self._on_crash = on_crash
+        self._queue: deque[_Item[In, Out]] = deque()
+        self._batch: list[_Item[In, Out]] = []
+        self._wake = asyncio.Event()
+        self._closed = False
+        self._seconds_per_item = 0.0
+        self._worker: asyncio.Task[None] | None = None
+
+    @property
+    def depth(self) -> int:
+        """How many items wait."""
+        return len(self._queue)
+
+    def start(self) -> None:
+        """Start the worker. Items submitted earlier have waited for it."""
+        self._worker = asyncio.create_task(self._work(), name="micro-batcher")
+        self._worker.add_done_callback(self._supervise)
+
+    async def submit(self, value: In, deadline_s: float) -> Out:
+        """Answer one item.
+
+        Args:
+            value: The item.
+            deadline_s: The moment on the loop's clock after which nobody wants the answer.
+
+        Raises:
+            Overloaded: The queue is full.
+            DeadlineExceeded: The deadline passed first.
+            Closed: The batcher is closing or has crashed.
+            Exception: Whatever ``run`` raises for this very item.
+        """
+        item = self._enqueue(value, deadline_s)
+        try:
+            async with asyncio.timeout_at(deadline_s) as waiting:
+                return await item.answer
+        except TimeoutError:
+            if waiting.expired():
+                raise DeadlineExceeded from None
+            raise
+        except asyncio.CancelledError:
+            self._note_cancelled(item)
+            raise
+        finally:
+            self._forget(item)
+
+    def retry_after_s(self, waiting: int | None = None) -> int:
+        """Estimate from the measured rate when ``waiting`` items, or the queue, will be done."""
+        ahead = self.depth if waiting is None else waiting
+        return min(max(1, math.ceil(ahead * self._seconds_per_item)), _LONGEST_RETRY_S)
+
+    async def close(self, timeout_s: float | None = None) -> None:
+        """Refuse new items, answer those that wait, stop the worker.
+
+        Whatever is not answered within ``timeout_s`` fails with Closed.
+        """
+        self._closed = True
+        self._wake.set()
+        if self._worker is not None:
+            await asyncio.wait({self._worker}, timeout=timeout_s)
+            self._worker.cancel()
+            await asyncio.wait({self._worker})
+        self._fail_all()
+
+    def _enqueue(self, value: In, deadline_s: float) -> _Item[In, Out]:
+        if self._closed:
+            raise Closed
+        if self.depth >= self._max_queue:
+            raise Overloaded(self.retry_after_s())
+        loop = asyncio.get_running_loop()
+        item = _Item[In, Out](value, deadline_s, loop.time(), loop.create_future())
+        self._queue.append(item)
+        self._wake.set()
+        return item
+
+    def _forget(self, item: _Item[In, Out]) -> None:
+        # Once a caller has left, its place is free at once: dead callers must not fill the queue.
+        if item in self._queue:
+            self._queue.remove(item)
+
+    def _note_cancelled(self, item: _Item[In, Out]) -> None:
+        if self._watcher is not None:
+            self._watcher.cancelled("queue" if item in self._queue else "batch")
+
+    async def _work(self) -> None:
+        while self._queue or not self._closed:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._take():
+                await self._answer(self._batch)
+
+    def _take(self) -> bool:
+        """Move live items from the queue to the batch; say whether there are any."""
+        self._batch = []
+        while self._queue and len(self._batch) < self._max_batch:
+            self._batch += _live([self._queue.popleft()])
+        if self._batch and self._watcher is not None:
+            now_s = asyncio.get_running_loop().time()
+            self._watcher.dispatched([now_s - item.arrived_s for item in self._batch])
+        return bool(self._batch)
+
+    async def _answer(self, batch: list[_Item[In, Out]]) -> None:
+        try:
+            answers = await self._timed_run([item.value for item in batch])
+        except Exception as error:  # noqa: BLE001 - whatever it is belongs to the item that caused it
+            await self._bisect(batch, error)
+        else:
+            for item, answer in zip(batch, answers, strict=True):
+                _resolve(item, answer)
+
+    async def _timed_run(self, values: list[In]) -> Sequence[Out]:
+        loop = asyncio.get_running_loop()
+        started_s = loop.time()
+        answers = await self._run(values)
+        if len(answers) != len(values):
+            raise RuntimeError(f"run was given {len(values)} items and answered {len(answers)}")
+        self._measure((loop.time() - started_s) / len(values))
+        return answers
+
+    def _measure(self, seconds_per_item: float) -> None:
+        past = self._seconds_per_item or seconds_per_item
+        self._seconds_per_item = _MEMORY * past + (1 - _MEMORY) * seconds_per_item
+
+    async def _bisect(self, batch: list[_Item[In, Out]], error: Exception) -> None:
+        """Halve a batch that failed until only the item at fault fails."""
+        if len(batch) == 1:
+            _fail(batch[0], error)
+            return
+        middle = len(batch) // 2
+        for half in (batch[:middle], batch[middle:]):
+            if live := _live(half):
+                await self._answer(live)
+
+    def _supervise(self, worker: "asyncio.Task[None]") -> None:
+        error = None if worker.cancelled() else worker.exception()
+        if error is not None:
+            self._closed = True
+            self._fail_all()
+            self._on_crash(error)
+
+    def _fail_all(self) -> None:
+        for item in [*self._batch, *self._queue]:
+            _fail(item, Closed())
+        self._batch = []
+        self._queue.clear()
+
+
+def _live(items: list[_Item[In, Out]]) -> list[_Item[In, Out]]:
+    """Keep the items that somebody still waits for; tell the late ones so."""
+    now_s = asyncio.get_running_loop().time()
+    for item in items:
+        if item.deadline_s <= now_s:
+            _fail(item, DeadlineExceeded())
+    return [item for item in items if not item.answer.done()]
+
+
+def _resolve(item: _Item[In, Out], answer: Out) -> None:
+    if not item.answer.done():  # a cancelled future takes no result
+        item.answer.set_result(answer)
+
+
+def _fail(item: _Item[In, Out], error: Exception) -> None:
+    if not item.answer.done():
+        item.answer.set_exception(error)

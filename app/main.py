@@ -1,0 +1,214 @@
+"""create_app: the only place where real things are chosen and wired; serve: its life as a process.
+
+No decision about pixels or words.
+"""
+
+import asyncio
+import math
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import structlog
+import uvicorn
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from app import api, problems
+from app.api import Door
+from app.health import Health, State
+from app.limits import Admission
+from app.problems import Problems
+from app.service import CaptionService
+from app.settings import Settings
+from app.telemetry import RequestTelemetry, Telemetry
+
+if TYPE_CHECKING:
+    from app.captioner.pipeline import Captioner
+
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
+
+_TICK_S = 0.5
+_LAST_WORDS_S = 1.0  # a failed process lives that long, so that a probe can read the reason
+_KEEP_ALIVE_S = (
+    75  # longer than balancers keep idle connections: they close first, and lose nothing
+)
+_CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+
+
+def create_app(settings: Settings, *, captioner: "Captioner | None" = None) -> FastAPI:
+    """Make the application.
+
+    Args:
+        settings: What this machine may do.
+        captioner: Used as it is; without one, the checkpoint of the settings is loaded once the
+            application runs.
+    """
+    door = _door(settings, _loader(settings, captioner))
+    app = FastAPI(
+        title="Caption service",
+        summary="Post a photo, get a sentence.",
+        version=version("caption-service"),
+        lifespan=_lifespan,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.state.door = door
+    app.include_router(api.router)
+    app.add_exception_handler(HTTPException, problems.answer_http_exception)
+    app.add_exception_handler(RequestValidationError, problems.answer_http_exception)
+    _guard(app, door)
+    return app
+
+
+def load_captioner(settings: Settings) -> "Captioner":
+    """Load the checkpoint of the settings. Call it in the thread that will run the network.
+
+    Raises:
+        CheckpointError: The directory cannot be trusted.
+    """
+    import torch  # noqa: PLC0415 - seconds of import, paid in the inference thread
+
+    from app.captioner.pipeline import Captioner  # noqa: PLC0415
+
+    torch.set_num_threads(settings.torch_threads or usable_cores())
+    device = settings.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return Captioner.load(settings.checkpoint_directory(), device=device)
+
+
+def usable_cores(quota: Path = _CPU_QUOTA) -> int:
+    """Count the cores this process may use; torch does not see a container's quota."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    limit, _, period = quota.read_text().partition(" ") if quota.exists() else ("max", "", "")
+    allowed = cores or 1
+    return allowed if limit == "max" else max(1, min(allowed, int(limit) // int(period)))
+
+
+def _loader(settings: Settings, captioner: "Captioner | None") -> "Callable[[], Captioner]":
+    return partial(load_captioner, settings) if captioner is None else lambda: captioner
+
+
+def _door(settings: Settings, load: "Callable[[], Captioner]") -> Door:
+    telemetry = Telemetry()
+    health = Health(stuck_after_s=settings.stuck_after_s)
+    service = CaptionService(load, settings=settings, health=health, telemetry=telemetry)
+    telemetry.queue_depth.set_function(lambda: service.depth)
+    telemetry.ready.set_function(lambda: health.readyz().ok)
+    return Door(settings, service, health, telemetry)
+
+
+def _guard(app: FastAPI, door: Door) -> None:
+    """Wrap the routes; the last layer added is the outermost."""
+    app.add_middleware(
+        Admission,
+        settings=door.settings,
+        check_accepting=door.health.check_accepting,
+        retry_after_s=door.service.retry_after_s,
+        telemetry=door.telemetry,
+    )
+    app.add_middleware(Problems)
+    app.add_middleware(
+        RequestTelemetry, telemetry=door.telemetry, routes=frozenset(app.openapi()["paths"])
+    )
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    service: CaptionService = app.state.door.service
+    service.start()
+    yield
+    await service.close()
+
+
+# The process
+
+
+class _Server(uvicorn.Server):
+    """uvicorn whose signals are ours: at the first one it would stop accepting at once."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def serve(settings: Settings) -> int:
+    """Serve until told to stop, and give the exit code: 0 after a drain, 1 after a failure."""
+    app = create_app(settings)
+    config = _uvicorn_config(app, settings)
+    log.info("settings", **settings.model_dump(mode="json"))
+    bound = config.bind_socket()
+    with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
+        code = runner.run(_serve(_Server(config), app.state.door, bound))
+    if app.state.door.health.heartbeat.busy:  # Python would wait for the thread, maybe for ever
+        log.error("inference_thread_left_behind")
+        os._exit(1)
+    return code
+
+
+def _uvicorn_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        lifespan="on",
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_graceful_shutdown=math.ceil(settings.drain_timeout_s),
+    )
+
+
+async def _serve(server: uvicorn.Server, door: Door, bound: socket.socket) -> int:
+    ending = _Ending(server, door)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, ending.on_signal, number)
+    watch = asyncio.create_task(ending.when_dead())
+    await server.serve(sockets=[bound])
+    watch.cancel()
+    return 0 if door.health.livez().ok else 1
+
+
+class _Ending:
+    """How a server ends: by signal, with a drain, or because it can do nothing any more."""
+
+    def __init__(self, server: uvicorn.Server, door: Door) -> None:
+        self._server = server
+        self._door = door
+        self._draining: asyncio.Task[None] | None = None
+
+    def on_signal(self, number: int) -> None:
+        """Drain at the first signal, end at the second."""
+        if self._draining is not None:
+            log.warning("second_signal", signal=number)
+            os._exit(128 + number)
+        self._draining = asyncio.create_task(self._drain(number))
+
+    async def _drain(self, number: int) -> None:
+        health, settings = self._door.health, self._door.settings
+        was_ready = health.state is State.READY
+        health.drain()
+        log.info("draining", signal=number)
+        if was_ready and number == signal.SIGTERM:  # balancers need time to look away; ^C does not
+            await asyncio.sleep(settings.drain_delay_s)
+        health.refuse()
+        self._server.should_exit = True
+
+    async def when_dead(self) -> None:
+        """Watch the health and stop the server when restarting is the only cure."""
+        while (report := self._door.health.livez()).ok:  # noqa: ASYNC110 - time itself is a cause
+            await asyncio.sleep(_TICK_S)
+        log.error("giving_up", reason=report.reason)
+        await asyncio.sleep(_LAST_WORDS_S)
+        self._server.should_exit = True

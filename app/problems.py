@@ -1,0 +1,258 @@
+"""Everything that can go wrong with a request, and what the caller hears.
+
+Exception                                 status  code
+├── Refusal                                       the request itself is at fault
+│   ├── MalformedBody                        400  malformed_body
+│   ├── Unauthorised                         401  unauthorised
+│   ├── SlowBody                             408  slow_body
+│   ├── BodyTooLarge                         413  body_too_large
+│   ├── EncodedBody                          415  unsupported_encoding
+│   ├── UnsupportedMediaType                 415  unsupported_media_type
+│   ├── TooManyImages                        422  too_many_images
+│   └── InvalidRequest                       422  invalid_request
+├── HTTPException (404)                      404  not_found
+├── HTTPException (405)                      405  method_not_allowed
+├── ImageError                                    one image is at fault
+│   ├── ImageTooLarge                        413  too_many_pixels
+│   ├── UnsupportedImage                     415  unsupported_image
+│   └── UndecodableImage                     422  undecodable_image
+├── Overloaded                               503  overloaded
+├── NotReady, Closed                         503  not_ready
+├── DeadlineExceeded                         504  deadline_exceeded
+└── anything else                            500  internal_error
+
+Bodies are RFC 9457 problem details. Of an exception only its class, its limit and, for an
+ImageError, whose text is fixed, its text are used.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import structlog
+from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.batching import Closed, DeadlineExceeded, Overloaded
+from app.captioner.errors import ImageError, ImageTooLarge, UndecodableImage, UnsupportedImage
+from app.health import NotReady
+
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
+
+
+class Refusal(Exception):
+    """The request itself is at fault."""
+
+
+class MalformedBody(Refusal):
+    """The body does not follow the syntax that its media type promises."""
+
+
+class Unauthorised(Refusal):
+    """No key, or not one of ours."""
+
+
+class SlowBody(Refusal):
+    """The body did not arrive in time."""
+
+
+class BodyTooLarge(Refusal):
+    """The body has, or declares, more than ``limit`` bytes."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(limit)
+        self.limit = limit
+
+
+class EncodedBody(Refusal):
+    """The body is compressed."""
+
+
+class UnsupportedMediaType(Refusal):
+    """The body is in none of the three forms."""
+
+
+class TooManyImages(Refusal):
+    """The request carries more than ``limit`` images."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(limit)
+        self.limit = limit
+
+
+class InvalidRequest(Refusal):
+    """The syntax is right and a value is not; ``errors`` says which."""
+
+    def __init__(self, errors: Sequence[Mapping[str, Any]]) -> None:
+        super().__init__()
+        self.errors = [
+            {"field": ".".join(map(str, error["loc"])), "message": error["msg"]} for error in errors
+        ]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What every problem of one code has in common."""
+
+    status: int
+    code: str
+    title: str
+    detail: str
+
+
+INTERNAL_ERROR = Kind(
+    500, "internal_error", "Internal error", "It is our fault; it has been logged."
+)
+NOT_READY = Kind(
+    503, "not_ready", "Not ready", "The service is starting or going away; see /readyz."
+)
+KINDS: dict[type[Exception], Kind] = {
+    MalformedBody: Kind(
+        400, "malformed_body", "Malformed body", "The body does not follow its media type's syntax."
+    ),
+    Unauthorised: Kind(
+        401, "unauthorised", "Unauthorised", "Send a key as Authorization: Bearer or X-API-Key."
+    ),
+    SlowBody: Kind(408, "slow_body", "Slow body", "The body did not arrive in time."),
+    BodyTooLarge: Kind(413, "body_too_large", "Body too large", "The body has too many bytes."),
+    EncodedBody: Kind(
+        415,
+        "unsupported_encoding",
+        "Unsupported encoding",
+        "Send the body without Content-Encoding.",
+    ),
+    UnsupportedMediaType: Kind(
+        415,
+        "unsupported_media_type",
+        "Unsupported media type",
+        "Send multipart/form-data, image/jpeg, image/png, image/webp or application/json.",
+    ),
+    TooManyImages: Kind(
+        422, "too_many_images", "Too many images", "Send fewer images per request."
+    ),
+    InvalidRequest: Kind(422, "invalid_request", "Invalid request", "A value is missing or wrong."),
+    ImageTooLarge: Kind(
+        413, ImageTooLarge.code, "Too many pixels", "The image has too many pixels."
+    ),
+    UnsupportedImage: Kind(
+        415, UnsupportedImage.code, "Unsupported image", "Send a JPEG, PNG or WebP image."
+    ),
+    UndecodableImage: Kind(
+        422, UndecodableImage.code, "Undecodable image", "The image is damaged or cut short."
+    ),
+    Overloaded: Kind(503, "overloaded", "Overloaded", "There is no room now; retry later."),
+    NotReady: NOT_READY,
+    Closed: NOT_READY,
+    DeadlineExceeded: Kind(504, "deadline_exceeded", "Deadline exceeded", "It took too long."),
+}
+HTTP_KINDS = {
+    404: Kind(404, "not_found", "Not found", "There is nothing at this path."),
+    405: Kind(405, "method_not_allowed", "Method not allowed", "This path has another method."),
+}
+ALL_KINDS = {kind.code: kind for kind in (*KINDS.values(), *HTTP_KINDS.values(), INTERNAL_ERROR)}
+
+
+def openapi_responses(*codes: str) -> dict[int | str, dict[str, Any]]:
+    """Describe problems for OpenAPI: one response per status, one example per code."""
+    statuses = sorted({ALL_KINDS[code].status for code in codes})
+    return {status: _openapi_response(status, codes) for status in statuses}
+
+
+def _openapi_response(status: int, codes: Sequence[str]) -> dict[str, Any]:
+    kinds = [ALL_KINDS[code] for code in codes if ALL_KINDS[code].status == status]
+    media = {
+        "schema": {"$ref": "#/components/schemas/Problem"},
+        "examples": {kind.code: {"value": _members(kind)} for kind in kinds},
+    }
+    description = " or ".join(kind.title for kind in kinds)
+    return {"description": description, "content": {"application/problem+json": media}}
+
+
+def _members(kind: Kind) -> dict[str, Any]:
+    return {"type": f"urn:caption-service:problem:{kind.code}", **asdict(kind)}
+
+
+def kind_of(error: Exception) -> Kind:
+    """Look up what the caller hears about an exception: its own class first, then its bases."""
+    if isinstance(error, HTTPException):
+        return HTTP_KINDS.get(error.status_code, INTERNAL_ERROR)
+    return next((KINDS[base] for base in type(error).__mro__ if base in KINDS), INTERNAL_ERROR)
+
+
+def describe(error: Exception, request_id: str) -> dict[str, Any]:
+    """Give the problem details of an exception, JSON-ready."""
+    kind = kind_of(error)
+    members = {
+        **_members(kind),
+        "detail": _detail(error, kind),
+        "request_id": request_id,
+        "limit": getattr(error, "limit", None),
+        "retry_after": getattr(error, "retry_after_s", None),
+        "reason": error.reason if isinstance(error, NotReady) else None,
+        "errors": error.errors if isinstance(error, InvalidRequest) else None,
+    }
+    return {name: value for name, value in members.items() if value is not None}
+
+
+def _detail(error: Exception, kind: Kind) -> str:
+    return (str(error) if isinstance(error, ImageError) else "") or kind.detail
+
+
+def response(
+    error: Exception, scope: Scope, *, headers: Mapping[str, str] | None = None
+) -> JSONResponse:
+    """Give the answer for an exception, and leave its code as the outcome of the request."""
+    body = describe(error, scope["state"]["request_id"])
+    scope["state"]["outcome"] = body["code"]
+    return JSONResponse(
+        body,
+        status_code=body["status"],
+        headers={**_headers(error, body), **(headers or {})},
+        media_type="application/problem+json",
+    )
+
+
+def _headers(error: Exception, body: Mapping[str, Any]) -> dict[str, str]:
+    headers = {"cache-control": "no-store"}
+    if "retry_after" in body:
+        headers["retry-after"] = str(body["retry_after"])
+    if isinstance(error, Unauthorised):
+        headers["www-authenticate"] = "Bearer"
+    if isinstance(error, HTTPException):
+        headers.update(error.headers or {})
+    return headers
+
+
+async def answer_http_exception(request: Request, error: Exception) -> JSONResponse:
+    """Handle what the framework raises: 404, 405 and invalid query parameters."""
+    if isinstance(error, RequestValidationError):
+        error = InvalidRequest(error.errors())
+    return response(error, request.scope)
+
+
+class Problems:
+    """ASGI layer that turns every exception from below into an answer."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        started = False
+
+        async def watched_send(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, watched_send)
+        except Exception as error:
+            if started or scope["type"] != "http":
+                raise
+            if kind_of(error) is INTERNAL_ERROR:
+                log.exception("internal_error")
+            await response(error, scope)(scope, receive, send)

@@ -1,0 +1,201 @@
+"""Wire schemas: what goes in and out as JSON."""
+
+import base64
+import binascii
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+
+def _from_base64(value: object) -> bytes:
+    if not isinstance(value, str):
+        raise ValueError("expected a string of base64")  # noqa: TRY004 - pydantic reports ValueError
+    try:
+        return base64.b64decode(value, validate=True)
+    except (binascii.Error, ValueError):
+        raise ValueError("expected base64 without line breaks or prefix") from None
+
+
+class Strict(BaseModel):
+    """A schema that refuses what it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Options(Strict):
+    """What the caller may choose, as query parameters, form fields or members of the JSON body."""
+
+    n_best: int = Field(1, ge=1, description="Candidates per image; at most the beam width.")
+    words: bool = Field(default=False, description="Each word with its log-probability.")
+    attention: bool = Field(
+        default=False, description="Where the network looked for each word; implies words."
+    )
+
+
+class JsonImage(Strict):
+    """One image of a JSON request."""
+
+    data: Annotated[bytes, BeforeValidator(_from_base64)]
+
+
+class JsonRequest(Options):
+    """A JSON request."""
+
+    images: list[JsonImage] = Field(min_length=1)
+
+
+_OPTION_FIELDS = Options.model_json_schema()["properties"]
+_RAW_IMAGE = {"schema": {"type": "string", "format": "binary"}}
+REQUEST_BODY: dict[str, Any] = {
+    "required": True,
+    "content": {
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "required": ["image"],
+                "properties": {
+                    "image": {"type": "array", "items": {"type": "string", "format": "binary"}},
+                    **_OPTION_FIELDS,
+                },
+            },
+            "encoding": {"image": {"contentType": "image/jpeg, image/png, image/webp"}},
+        },
+        "image/jpeg": _RAW_IMAGE,
+        "image/png": _RAW_IMAGE,
+        "image/webp": _RAW_IMAGE,
+        "application/json": {
+            "schema": {
+                "type": "object",
+                "required": ["images"],
+                "additionalProperties": False,
+                "properties": {
+                    "images": {
+                        "type": "array",
+                        "minItems": 1,
+                        "items": {
+                            "type": "object",
+                            "required": ["data"],
+                            "additionalProperties": False,
+                            "properties": {"data": {"type": "string", "contentEncoding": "base64"}},
+                        },
+                    },
+                    **_OPTION_FIELDS,
+                },
+            },
+            "example": {"images": [{"data": "/9j/4AAQSkZJRgABAQ=="}], "n_best": 3, "words": True},
+        },
+    },
+}
+
+
+class Problem(Strict):
+    """Problem details as in RFC 9457, with a stable code."""
+
+    type: str = Field(examples=["urn:caption-service:problem:undecodable_image"])
+    title: str = Field(examples=["Undecodable image"])
+    status: int = Field(examples=[422])
+    detail: str = Field(examples=["The image is damaged or cut short."])
+    code: str = Field(examples=["undecodable_image"])
+    request_id: str = Field(examples=["4f2c9b0e6d5a4c0f8f6f0d6a3b1c2d3e"])
+    limit: int | None = Field(None, description="The limit that was passed.")
+    retry_after: int | None = Field(None, description="Seconds, as in Retry-After.")
+    reason: str | None = Field(None, description="The reason code of /readyz.")
+    errors: list[dict[str, str]] | None = Field(None, description="Which values are wrong.")
+
+
+class WordOut(Strict):
+    """One word of a caption."""
+
+    text: str
+    log_prob: float = Field(description="Natural logarithm, given the words before.")
+    attention: list[list[float]] | None = Field(
+        None,
+        description="Rows by columns over the image, only when asked for; null without attention.",
+    )
+    sentinel: float | None = Field(
+        None, description="0..1: how much came from language instead of the image."
+    )
+
+
+class Candidate(Strict):
+    """One caption of an image."""
+
+    caption: str
+    log_prob: float = Field(description="Natural logarithm of its probability.")
+    score: float = Field(
+        description="log_prob with length normalisation; candidates are in its order."
+    )
+    words: list[WordOut] | None = Field(None, description="Only when asked for.")
+
+
+class CaptionedImage(Strict):
+    """The result for an image that could be read."""
+
+    filename: str | None
+    caption: str
+    log_prob: float
+    candidates: list[Candidate]
+
+
+class RefusedImage(Strict):
+    """The result for an image at fault among others."""
+
+    filename: str | None
+    problem: Problem
+
+
+_EXAMPLE: Any = {
+    "request_id": "4f2c9b0e6d5a4c0f8f6f0d6a3b1c2d3e",
+    "model": {"name": "flickr8k-mobilenetv2", "version": "1"},
+    "results": [
+        {
+            "filename": "surfing.jpg",
+            "caption": "a man is surfing on a wave",
+            "log_prob": -5.2,
+            "candidates": [
+                {"caption": "a man is surfing on a wave", "log_prob": -5.2, "score": -0.65}
+            ],
+        },
+        {
+            "filename": "broken.jpg",
+            "problem": {
+                "type": "urn:caption-service:problem:undecodable_image",
+                "title": "Undecodable image",
+                "status": 422,
+                "detail": "The image is damaged or cut short.",
+                "code": "undecodable_image",
+                "request_id": "4f2c9b0e6d5a4c0f8f6f0d6a3b1c2d3e",
+            },
+        },
+    ],
+}
+
+
+class CheckpointName(Strict):
+    """Which checkpoint answered."""
+
+    name: str
+    version: str
+
+
+class CaptionResponse(Strict):
+    """The answer: one result per image, in the order of the request."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
+
+    request_id: str
+    model: CheckpointName
+    results: list[CaptionedImage | RefusedImage]
+
+
+class CheckpointList(Strict):
+    """The checkpoints served."""
+
+    models: list[dict[str, Any]]
+
+
+class HealthReport(Strict):
+    """What a probe answers."""
+
+    status: str
+    reason: str

@@ -1,0 +1,211 @@
+"""CaptionService: the whole journey of one upload, and the life of the threads it needs.
+
+Two hand-overs: the event loop gives bytes to the decode threads, and batches of images to the one
+thread that owns the network. Everything else happens on the loop.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
+
+import structlog
+
+from app.batching import DeadlineExceeded, MicroBatcher, Overloaded
+from app.captioner.errors import CheckpointError
+from app.health import Health
+from app.settings import Settings
+from app.telemetry import Telemetry
+
+if TYPE_CHECKING:  # the workshop brings torch, which whoever only asks for our health need not load
+    from torch import Tensor
+
+    from app.captioner.pipeline import Caption, Captioner
+
+Result = TypeVar("Result")
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
+
+
+class CaptionService:
+    """Captions uploads with one network.
+
+    Args:
+        load: Gives the captioner; called once, in the inference thread.
+        settings: Limits, threads and timeouts.
+        health: Told about each step of the life of the service.
+        telemetry: Told about each step of the journey.
+    """
+
+    def __init__(
+        self,
+        load: "Callable[[], Captioner]",
+        *,
+        settings: Settings,
+        health: Health,
+        telemetry: Telemetry,
+    ) -> None:
+        self._load = load
+        self._settings = settings
+        self._health = health
+        self._telemetry = telemetry
+        self._captioner: Captioner | None = None
+        self._held = 0
+        self._decoders = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
+        self._inference = ThreadPoolExecutor(1, thread_name_prefix="inference")
+        self._starting: asyncio.Task[None] | None = None
+        self._batcher: MicroBatcher[Tensor, tuple[Caption, ...]] = MicroBatcher(
+            self._run_batch,
+            max_batch=settings.max_batch,
+            max_queue=settings.max_queue,
+            watcher=telemetry,
+            on_crash=self._batcher_crashed,
+        )
+
+    @property
+    def captioner(self) -> "Captioner":
+        """The captioner; there is one whenever the health lets work in."""
+        if self._captioner is None:
+            raise RuntimeError("asked for the captioner before it was loaded")
+        return self._captioner
+
+    @property
+    def depth(self) -> int:
+        """How many images wait for a batch."""
+        return self._batcher.depth
+
+    # The journey
+
+    @contextmanager
+    def holding(self, images: int) -> Iterator[None]:
+        """Charge a request for all its images at once, before any work.
+
+        Raises:
+            Overloaded: They do not all fit.
+        """
+        if self._held + images > self._settings.max_queue:
+            raise Overloaded(self.retry_after_s())
+        self._held += images
+        try:
+            yield
+        finally:
+            self._held -= images
+
+    async def caption(self, data: bytes, deadline_s: float) -> "tuple[Caption, ...]":
+        """Caption one upload.
+
+        Args:
+            data: A JPEG, PNG or WebP file.
+            deadline_s: The moment on the loop's clock after which nobody wants the answer.
+
+        Returns:
+            The candidates, best first.
+
+        Raises:
+            ImageError: The upload is at fault.
+            Overloaded: The queue is full.
+            DeadlineExceeded: It took too long.
+            Closed: The service is going away.
+        """
+        image = await self._read(data, deadline_s)
+        return await self._batcher.submit(image, deadline_s)
+
+    def retry_after_s(self) -> int:
+        """Estimate when the images held now will be done."""
+        return self._batcher.retry_after_s(self._held)
+
+    async def _read(self, data: bytes, deadline_s: float) -> "Tensor":
+        try:
+            async with asyncio.timeout_at(deadline_s):
+                with self._telemetry.decode_duration.time():
+                    return await asyncio.get_running_loop().run_in_executor(
+                        self._decoders, self._decode, data
+                    )
+        except TimeoutError:
+            raise DeadlineExceeded from None
+        except asyncio.CancelledError:
+            self._telemetry.cancelled("decode")
+            raise
+
+    def _decode(self, data: bytes) -> "Tensor":
+        return self.captioner.read(data, max_pixels=self._settings.max_pixels)
+
+    async def _run_batch(self, images: "list[Tensor]") -> "Sequence[tuple[Caption, ...]]":
+        return await self._in_inference_thread(partial(self._forward, images))
+
+    def _forward(self, images: "list[Tensor]") -> "Sequence[tuple[Caption, ...]]":
+        with self._telemetry.inference_duration.time():
+            return self.captioner.caption(images)
+
+    async def _in_inference_thread(self, job: Callable[[], Result]) -> Result:
+        def beating() -> Result:
+            with self._health.heartbeat:
+                return job()
+
+        return await asyncio.get_running_loop().run_in_executor(self._inference, beating)
+
+    # The life
+
+    def start(self) -> None:
+        """Begin to load in the background."""
+        self._starting = asyncio.create_task(self._start(), name="load-checkpoint")
+
+    async def close(self) -> None:
+        """Answer what waits, then let go of the threads. Bounded by ``drain_timeout_s``."""
+        self._health.refuse()
+        await self._stop_starting()
+        loop = asyncio.get_running_loop()
+        patience_s = self._settings.drain_timeout_s if self._health.livez().ok else 0.0
+        ends_s = loop.time() + patience_s
+        await self._batcher.close(patience_s)
+        idle = await self._wait_until_idle(ends_s - loop.time())
+        self._decoders.shutdown(wait=idle, cancel_futures=True)
+        self._inference.shutdown(wait=idle, cancel_futures=True)
+
+    async def _start(self) -> None:
+        try:
+            await self._make_ready()
+        except CheckpointError as error:
+            log.error("checkpoint_refused", reason=str(error))  # noqa: TRY400 - the reason says it all
+            self._health.fail("checkpoint_refused")
+        except Exception:
+            log.exception("start_failed")
+            self._health.fail("start_failed")
+
+    async def _make_ready(self) -> None:
+        started_s = time.perf_counter()
+        self._captioner = captioner = await self._in_inference_thread(self._load)
+        self._health.warming()
+        await self._in_inference_thread(partial(captioner.warm_up, self._batch_sizes()))
+        await self._in_inference_thread(captioner.check_golden)
+        self._telemetry.checkpoint.info(_identity(captioner))
+        self._batcher.start()
+        self._health.ready()
+        log.info("ready", seconds=round(time.perf_counter() - started_s, 2), **_identity(captioner))
+
+    def _batch_sizes(self) -> list[int]:
+        """Give the powers of two below the largest batch, and that."""
+        largest = self._settings.max_batch
+        return [*(2**n for n in range(largest.bit_length()) if 2**n < largest), largest]
+
+    async def _stop_starting(self) -> None:
+        if self._starting is not None:
+            self._starting.cancel()
+            await asyncio.wait({self._starting})
+
+    async def _wait_until_idle(self, timeout_s: float) -> bool:
+        """Wait for the inference thread to come to the end of its jobs; say whether it did."""
+        last = asyncio.wrap_future(self._inference.submit(lambda: None))
+        done, _ = await asyncio.wait({last}, timeout=max(0.0, timeout_s))
+        return bool(done)
+
+    def _batcher_crashed(self, error: BaseException) -> None:
+        log.error("batcher_crashed", exc_info=error)
+        self._health.fail("batcher_crashed")
+
+
+def _identity(captioner: "Captioner") -> dict[str, str]:
+    public = captioner.manifest.public()
+    return {key: str(public[key]) for key in ("name", "version", "sha256")}

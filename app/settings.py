@@ -1,0 +1,142 @@
+"""What this machine may do: ``CAPTION_*`` environment -> frozen Settings.
+
+What the network *is* lives in the checkpoint; the two never overlap. Importing this module reads
+nothing; ``read_settings`` does, and only ``cli`` calls it.
+"""
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+PREFIX = "CAPTION_"
+KEYS_FILE = "CAPTION_API_KEYS_FILE"
+PROJECT_ROOT = Path(__file__).resolve().parents[1]
+# Kubernetes puts these into containers for a Service called caption-service; they are not ours.
+_SERVICE_LINK = re.compile(
+    r"CAPTION_\w+_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)"
+)
+_KEY = re.compile(r"[\x21-\x7e]+")
+
+Count = Annotated[int, Field(ge=1)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class SettingsError(Exception):
+    """The environment says something we cannot start with; the message names the variable."""
+
+
+class Settings(BaseSettings):
+    """Every setting of the service. ``docs/configuration.md`` describes each."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_ignore_empty=True, frozen=True, extra="forbid"
+    )
+
+    checkpoint: Path = Path("model_store/flickr8k-mobilenetv2/1")
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()
+
+    max_upload_bytes: Count = 20 * 2**20
+    max_pixels: Count = 40_000_000
+    max_images: Count = 16
+    max_inflight_requests: Count = 256
+    max_inflight_bytes: Count = 256 * 2**20
+    max_queue: Count = 128
+    max_batch: Count = 8
+    decode_threads: Count = 2
+    torch_threads: Annotated[int, Field(ge=0)] = 0
+
+    body_timeout_s: Seconds = 20.0
+    deadline_s: Seconds = 30.0
+    drain_delay_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 5.0
+    drain_timeout_s: Seconds = 35.0
+    stuck_after_s: Seconds = 60.0
+
+    @field_validator("api_keys", mode="before")
+    @classmethod
+    def _split_keys(cls, value: object) -> object:
+        return value.replace(",", " ").split() if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _keys_are_usable(self) -> Self:
+        if not all(_KEY.fullmatch(key.get_secret_value()) for key in self.api_keys):
+            raise ValueError("CAPTION_API_KEYS: keys are printable ASCII without spaces")
+        return self
+
+    @model_validator(mode="after")
+    def _limits_agree(self) -> Self:
+        self._at_most("max_upload_bytes", "max_inflight_bytes")
+        self._at_most("max_images", "max_queue")
+        self._at_most("body_timeout_s", "deadline_s")
+        return self
+
+    def _at_most(self, smaller: str, larger: str) -> None:
+        if getattr(self, smaller) > getattr(self, larger):
+            raise ValueError(
+                f"{variable(smaller)} is {getattr(self, smaller)} and {variable(larger)} "
+                f"{getattr(self, larger)}: the first must not exceed the second"
+            )
+
+    def checkpoint_directory(self) -> Path:
+        """Give the named checkpoint: relative to the working directory, else to the project."""
+        beside_project = PROJECT_ROOT / self.checkpoint
+        return beside_project if not self.checkpoint.exists() else self.checkpoint
+
+
+def variable(field: str) -> str:
+    """Give the environment variable of a setting."""
+    return PREFIX + field.upper()
+
+
+def read_settings() -> Settings:
+    """Read ``CAPTION_*`` once.
+
+    Raises:
+        SettingsError: An unknown name, an invalid value, or an unreadable secret file.
+    """
+    _refuse_unknown_names()
+    try:
+        return Settings(**_keys_of_file())
+    except ValidationError as error:
+        raise SettingsError("; ".join(_complaints(error))) from None
+
+
+def _refuse_unknown_names() -> None:
+    known = {KEYS_FILE, *(variable(field) for field in Settings.model_fields)}
+    ours = {name for name in os.environ if name.startswith(PREFIX)}
+    unknown = sorted(name for name in ours - known if not _SERVICE_LINK.fullmatch(name))
+    if unknown:
+        raise SettingsError(f"unknown settings {', '.join(unknown)}: see docs/configuration.md")
+
+
+def _keys_of_file() -> dict[str, Any]:
+    path = os.environ.get(KEYS_FILE)
+    if not path:
+        return {}
+    if os.environ.get(variable("api_keys")):
+        raise SettingsError(f"set CAPTION_API_KEYS or {KEYS_FILE}, not both")
+    try:
+        keys = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{KEYS_FILE}: cannot read {path}: {error}") from None
+    if not keys.split():  # an empty secret must not open the door
+        raise SettingsError(f"{KEYS_FILE}: {path} holds no key")
+    return {"api_keys": keys}
+
+
+def _complaints(error: ValidationError) -> list[str]:
+    """Say which variable is wrong and why, without the value: it may be a secret."""
+    return [_complaint(item["loc"], item["msg"]) for item in error.errors(include_input=False)]
+
+
+def _complaint(location: tuple[int | str, ...], message: str) -> str:
+    names = [variable(str(part)) for part in location[:1]]
+    return ": ".join([*names, message.removeprefix("Value error, ")])

@@ -1,0 +1,81 @@
+"""A captioner without a network, and a way to serve it: what the tests of the service share."""
+
+import asyncio
+import threading
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
+
+import httpx
+import numpy as np
+
+from app.captioner.errors import ImageTooLarge, UndecodableImage, UnsupportedImage
+from app.captioner.pipeline import Caption, Word
+from app.main import create_app
+from app.settings import Settings
+
+IMAGE_ERRORS = {
+    b"gif": UnsupportedImage("expected a JPEG, PNG or WebP image"),
+    b"bomb": ImageTooLarge("more pixels than allowed"),
+    b"broken": UndecodableImage("damaged"),
+}
+
+
+class FakeCaptioner:
+    """Says of each upload what its bytes say; ``gate`` holds the inference thread."""
+
+    def __init__(self):
+        self.manifest = SimpleNamespace(
+            name="tiny",
+            version="1",
+            search=SimpleNamespace(beam_width=3),
+            public=lambda: {"name": "tiny", "version": "1", "sha256": "abc"},
+        )
+        self.gate = threading.Event()
+        self.gate.set()
+        self.entered = threading.Event()
+        self.batches = []
+        self.warmed = []
+        self.golden_error = None
+
+    def read(self, data, *, max_pixels):
+        if len(data) > max_pixels:
+            raise IMAGE_ERRORS[b"bomb"]
+        if data in IMAGE_ERRORS:
+            raise IMAGE_ERRORS[data]
+        return data
+
+    def caption(self, images):
+        self.batches.append(list(images))
+        self.entered.set()
+        self.gate.wait(10)
+        if b"poison" in images:
+            raise RuntimeError("secret at 0x7f00deadbeef")
+        return [tuple(_caption(image.decode(), k) for k in range(3)) for image in images]
+
+    def warm_up(self, batch_sizes):
+        self.warmed = list(batch_sizes)
+
+    def check_golden(self):
+        if self.golden_error:
+            raise self.golden_error
+
+
+def _caption(text, k):
+    attention = np.full((2, 2), 0.2, dtype=np.float32)
+    words = tuple(Word(word, -0.5, attention, 0.2) for word in text.split())
+    return Caption(text if k == 0 else f"{text} {k}", -1.0 - k, -0.5 - k, words)
+
+
+@asynccontextmanager
+async def serving(captioner=None, *, wait=True, **settings):
+    """Give a client of an app that serves the captioner; ``client.app`` is the app."""
+    app = create_app(Settings(**settings), captioner=captioner or FakeCaptioner())
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://test") as client,
+    ):
+        client.app = app
+        if wait:
+            await asyncio.wait({app.state.door.service._starting})
+        yield client

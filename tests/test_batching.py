@@ -1,0 +1,266 @@
+"""The batcher, with squares of integers and events: no torch, no sleeping."""
+
+import asyncio
+import contextlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.batching import Closed, DeadlineExceeded, MicroBatcher, Overloaded
+
+FAR_S = 1e9
+
+
+class Squares:
+    """The device: squares integers, one batch at a time, when ``gate`` is open."""
+
+    def __init__(self, poison=()):
+        self.batches = []
+        self.poison = set(poison)
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.entered = asyncio.Event()
+
+    async def __call__(self, numbers):
+        self.batches.append(numbers)
+        self.entered.set()
+        await self.gate.wait()
+        if self.poison & set(numbers):
+            raise ArithmeticError(numbers)
+        return [number**2 for number in numbers]
+
+
+class Watched:
+    def __init__(self):
+        self.sizes, self.left = [], []
+
+    def dispatched(self, waits_s):
+        self.sizes.append(len(waits_s))
+
+    def cancelled(self, stage):
+        self.left.append(stage)
+
+
+@contextlib.asynccontextmanager
+async def batching(run, *, max_batch=4, max_queue=100, **others):
+    batcher = MicroBatcher(run, max_batch=max_batch, max_queue=max_queue, **others)
+    batcher.start()
+    yield batcher
+    await batcher.close()
+
+
+async def busy(batcher, run):
+    """Occupy the device with the item 1 and give its caller."""
+    run.gate.clear()
+    caller = asyncio.create_task(batcher.submit(1, FAR_S))
+    await run.entered.wait()
+    return caller
+
+
+async def submit_all(batcher, numbers, deadline_s=FAR_S):
+    """Give callers who have all queued."""
+    callers = [asyncio.create_task(batcher.submit(number, deadline_s)) for number in numbers]
+    await asyncio.sleep(0)
+    return callers
+
+
+async def test_a_lone_item_is_dispatched_at_once():
+    run = Squares()
+    async with batching(run) as batcher:
+        assert await batcher.submit(7, FAR_S) == 49
+    assert run.batches == [[7]]
+
+
+async def test_the_next_batch_forms_while_the_device_is_busy():
+    run = Squares()
+    async with batching(run) as batcher:
+        first = await busy(batcher, run)
+        others = await submit_all(batcher, [2, 3, 4, 5, 6])
+        run.gate.set()
+        assert await asyncio.gather(first, *others) == [1, 4, 9, 16, 25, 36]
+    assert run.batches == [[1], [2, 3, 4, 5], [6]]
+
+
+@given(st.lists(st.integers(-1000, 1000), max_size=40), st.integers(1, 7))
+def test_everybody_gets_the_answer_to_his_own_item(numbers, max_batch):
+    async def scenario():
+        run = Squares()
+        async with batching(run, max_batch=max_batch) as batcher:
+            callers = await submit_all(batcher, numbers)
+            assert await asyncio.gather(*callers) == [number**2 for number in numbers]
+        assert max(map(len, run.batches), default=0) <= max_batch
+
+    asyncio.run(scenario())
+
+
+async def test_a_full_queue_refuses_and_says_when_to_come_back():
+    run = Squares()
+    async with batching(run, max_queue=2) as batcher:
+        first = await busy(batcher, run)
+        waiting = await submit_all(batcher, [2, 3])
+        with pytest.raises(Overloaded) as refusal:
+            await batcher.submit(4, FAR_S)
+        assert 1 <= refusal.value.retry_after_s <= 60
+        run.gate.set()
+        assert await asyncio.gather(first, *waiting) == [1, 4, 9]
+
+
+async def test_retry_after_follows_the_measured_rate():
+    batcher = MicroBatcher(Squares(), max_batch=4, max_queue=9)
+    batcher._measure(0.5)
+    assert batcher.retry_after_s(20) == 10
+    batcher._measure(5.5)  # the device slows down
+    assert batcher.retry_after_s(20) == 30
+    assert batcher.retry_after_s(0) == 1
+    assert batcher.retry_after_s(10_000) == 60
+
+
+async def test_a_late_first_item_never_reaches_the_device():
+    run = Squares()
+    async with batching(run) as batcher:
+        with pytest.raises(DeadlineExceeded):
+            await batcher.submit(1, asyncio.get_running_loop().time() - 1)
+    assert run.batches == []
+
+
+async def test_an_item_that_became_late_in_the_queue_is_dropped_and_its_caller_told():
+    run = Squares()
+    async with batching(run) as batcher:
+        first = await busy(batcher, run)
+        late, good = await submit_all(batcher, [2, 3])
+        item = next(item for item in batcher._queue if item.value == 2)
+        object.__setattr__(item, "deadline_s", 0.0)  # the clock has moved on
+        run.gate.set()
+        assert await asyncio.gather(first, good) == [1, 9]
+        with pytest.raises(DeadlineExceeded):
+            await late
+    assert run.batches == [[1], [3]]
+
+
+async def test_a_deadline_passes_while_the_device_works():
+    run = Squares()
+    async with batching(run) as batcher:
+        run.gate.clear()
+        with pytest.raises(DeadlineExceeded):
+            await batcher.submit(1, asyncio.get_running_loop().time() + 0.01)
+        run.gate.set()
+        assert await batcher.submit(2, FAR_S) == 4
+
+
+async def test_a_caller_who_leaves_the_queue_frees_his_place_at_once():
+    run, watched = Squares(), Watched()
+    async with batching(run, max_queue=2, watcher=watched) as batcher:
+        first = await busy(batcher, run)
+        gone, stays = await submit_all(batcher, [2, 3])
+        gone.cancel()
+        await asyncio.wait({gone})
+        assert batcher.depth == 1
+        (comes,) = await submit_all(batcher, [4])
+        run.gate.set()
+        assert await asyncio.gather(first, stays, comes) == [1, 9, 16]
+    assert run.batches == [[1], [3, 4]]
+    assert watched.left == ["queue"]
+    assert watched.sizes == [1, 2]
+
+
+async def test_a_caller_who_leaves_during_the_batch_does_not_stop_the_worker():
+    run, watched = Squares(), Watched()
+    async with batching(run, watcher=watched) as batcher:
+        first = await busy(batcher, run)
+        first.cancel()
+        await asyncio.wait({first})
+        run.gate.set()
+        assert await batcher.submit(3, FAR_S) == 9
+    assert watched.left == ["batch"]
+
+
+async def test_only_the_poison_item_of_a_batch_fails():
+    run = Squares(poison={3})
+    async with batching(run, max_batch=8) as batcher:
+        first = await busy(batcher, run)
+        callers = await submit_all(batcher, [2, 3, 4, 5, 6])
+        run.gate.set()
+        answers = await asyncio.gather(first, *callers, return_exceptions=True)
+        assert [answers[0], answers[1], *answers[3:]] == [1, 4, 16, 25, 36]
+        assert isinstance(answers[2], ArithmeticError)
+        assert answers[2].args == ([3],)
+        assert await batcher.submit(9, FAR_S) == 81
+
+
+async def test_callers_who_left_are_not_computed_again_when_a_batch_is_split():
+    batches, callers = [], []
+
+    async def run(numbers):
+        batches.append(numbers)
+        if len(numbers) > 1:
+            callers[1].cancel()
+            raise ArithmeticError
+        return numbers
+
+    async with batching(run) as batcher:
+        callers += await submit_all(batcher, [2, 3])
+        await asyncio.wait(callers)
+    assert batches == [[2, 3], [2]]
+    assert callers[0].result() == 2
+
+
+async def test_a_device_that_loses_an_answer_fails_the_items_and_not_the_loop():
+    async def forgetful(numbers):
+        return numbers[1:]
+
+    async with batching(forgetful) as batcher:
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="given 1 items and answered 0"):
+                await batcher.submit(1, FAR_S)
+
+
+async def test_close_answers_what_waits_and_refuses_what_comes():
+    run = Squares()
+    batcher = MicroBatcher(run, max_batch=2, max_queue=9)
+    batcher.start()
+    first = await busy(batcher, run)
+    waiting = await submit_all(batcher, [2, 3, 4])
+    closing = asyncio.create_task(batcher.close())
+    await asyncio.sleep(0)
+    with pytest.raises(Closed):
+        await batcher.submit(5, FAR_S)
+    run.gate.set()
+    await closing
+    assert await asyncio.gather(first, *waiting) == [1, 4, 9, 16]
+
+
+async def test_close_does_not_wait_for_ever():
+    run = Squares()
+    batcher = MicroBatcher(run, max_batch=1, max_queue=9)
+    batcher.start()
+    callers = [await busy(batcher, run), *await submit_all(batcher, [2])]
+    await batcher.close(timeout_s=0)
+    answers = await asyncio.gather(*callers, return_exceptions=True)
+    assert [type(answer) for answer in answers] == [Closed, Closed]
+
+
+async def test_a_batcher_that_never_started_fails_what_waits():
+    batcher = MicroBatcher(Squares(), max_batch=1, max_queue=9)
+    (caller,) = await submit_all(batcher, [1])
+    await batcher.close()
+    with pytest.raises(Closed):
+        await caller
+
+
+async def test_a_crash_of_the_worker_fails_everybody_and_is_reported():
+    class Clumsy(Watched):
+        def dispatched(self, waits_s):
+            raise KeyError(waits_s)
+
+    crashes = []
+    batcher = MicroBatcher(
+        Squares(), max_batch=1, max_queue=9, watcher=Clumsy(), on_crash=crashes.append
+    )
+    batcher.start()
+    callers = await submit_all(batcher, [1, 2])
+    answers = await asyncio.gather(*callers, return_exceptions=True)
+    assert [type(answer) for answer in answers] == [Closed, Closed]
+    with pytest.raises(Closed):
+        await batcher.submit(3, FAR_S)
+    assert [type(error) for error in crashes] == [KeyError]

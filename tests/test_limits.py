@@ -1,0 +1,279 @@
+"""Admission, through the whole application and, where bytes matter, through a real socket."""
+
+import asyncio
+import contextlib
+import socket
+
+import pytest
+import uvicorn
+from fake import FakeCaptioner, serving
+from pydantic import SecretStr
+from starlette.datastructures import Headers
+from test_api import RAW, captions, problem
+
+from app.limits import Keys
+from app.problems import Unauthorised
+
+KEYS = (SecretStr("old"), SecretStr("new"))
+
+
+async def body_of(*chunks, then=None):
+    for chunk in chunks:
+        yield chunk
+    if then is not None:
+        await then.wait()
+
+
+async def ask(app, *messages, headers=(), hold=None):
+    """Send ASGI messages one by one, then wait for ``hold``; give the status and what was read."""
+    left, sent = list(messages), []
+
+    async def receive():
+        if left:
+            return left.pop(0)
+        await (hold or asyncio.Event()).wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/v1/captions",
+        "query_string": b"",
+        "headers": [(b"content-type", b"image/jpeg"), *headers],
+    }
+    await app(scope, receive, send)
+    return (sent[0]["status"] if sent else None), len(messages) - len(left)
+
+
+def piece(body, *, more):
+    return {"type": "http.request", "body": body, "more_body": more}
+
+
+@contextlib.asynccontextmanager
+async def on_a_socket(app):
+    """Give the port of a real server."""
+    config = uvicorn.Config(app, log_config=None, lifespan="off", ws="none")
+    listening = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(config)
+    server.capture_signals = contextlib.nullcontext
+    serving_task = asyncio.create_task(server.serve(sockets=[listening]))
+    try:
+        yield listening.getsockname()[1]
+    finally:
+        server.should_exit = True
+        await serving_task
+
+
+# Keys
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"authorization": "Bearer new"},
+        {"authorization": "bearer old"},
+        {"x-api-key": "new"},
+        {"authorization": "Basic abc", "x-api-key": "old"},
+    ],
+)
+async def test_each_of_several_keys_opens_the_door_in_either_header(headers):
+    async with serving(api_keys=KEYS) as client:
+        answer = await client.post("/v1/captions", content=b"a", headers={**RAW, **headers})
+    assert captions(answer) == ["a"]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"authorization": "Bearer"},
+        {"authorization": "Bearer newer"},
+        {"authorization": "Basic new"},
+        {"x-api-key": ""},
+        {"x-api-key": "ne"},
+    ],
+)
+async def test_without_the_right_key_nobody_enters(headers):
+    async with serving(api_keys=KEYS) as client:
+        answer = await client.post("/v1/captions", content=b"a", headers={**RAW, **headers})
+        models = await client.get("/v1/models", headers=headers)
+        nowhere = await client.get("/nowhere", headers=headers)
+    problem(answer, 401, "unauthorised")
+    assert answer.headers["www-authenticate"] == "Bearer"
+    problem(models, 401, "unauthorised")
+    problem(nowhere, 401, "unauthorised")
+
+
+def test_a_key_with_strange_bytes_is_only_wrong():
+    with pytest.raises(Unauthorised):
+        Keys(KEYS).check(Headers(raw=[(b"x-api-key", b"\xff\xfe")]))
+
+
+async def test_probes_metrics_and_the_description_need_no_key():
+    async with serving(api_keys=KEYS) as client:
+        for path in ("/livez", "/startupz", "/readyz", "/healthz", "/metrics", "/openapi.json"):
+            assert (await client.get(path)).status_code == 200
+
+
+async def test_the_key_is_checked_before_anything_else_and_the_body_is_not_used():
+    async with serving(api_keys=KEYS, max_upload_bytes=10) as client:
+        status, _ = await ask(client.app, piece(b"x" * 99, more=False))
+    assert status == 401
+
+
+# Bytes
+
+
+async def test_a_declared_length_over_the_limit_is_refused_before_reading():
+    hold = asyncio.Event()
+    async with serving(max_upload_bytes=1000) as client:
+        headers = {**RAW, "content-length": "1001"}
+        answer = await client.post("/v1/captions", content=body_of(then=hold), headers=headers)
+    assert problem(answer, 413, "body_too_large")["limit"] == 1000
+    assert answer.headers["connection"] == "close"
+
+
+@pytest.mark.parametrize("declared", ["-1", "1e3", "+5", "1_0", "٣"])
+async def test_a_length_that_is_no_number_is_malformed(declared):
+    async with serving() as client:
+        given = [(b"content-length", declared.encode())]
+        status, _ = await ask(client.app, piece(b"a", more=False), headers=given)
+    assert status == 400
+
+
+async def test_bytes_without_a_declared_length_are_counted_as_they_come():
+    async with serving(max_upload_bytes=1000) as client:
+        full = await client.post(
+            "/v1/captions", content=body_of(b"a" * 400, b"b" * 600), headers=RAW
+        )
+        over = await client.post("/v1/captions", content=body_of(*[b"x" * 100] * 11), headers=RAW)
+    assert captions(full) == ["a" * 400 + "b" * 600]
+    assert problem(over, 413, "body_too_large")["limit"] == 1000
+
+
+async def test_a_body_longer_than_declared_is_counted_too():
+    async with serving(max_upload_bytes=1000) as client:
+        given = [(b"content-length", b"5")]
+        status, _ = await ask(client.app, piece(b"x" * 1001, more=False), headers=given)
+    assert status == 413
+
+
+async def test_a_compressed_body_is_refused():
+    async with serving() as client:
+        headers = {**RAW, "content-encoding": "gzip"}
+        refused = await client.post("/v1/captions", content=b"a", headers=headers)
+        headers = {**RAW, "content-encoding": "identity"}
+        allowed = await client.post("/v1/captions", content=b"a", headers=headers)
+    problem(refused, 415, "unsupported_encoding")
+    assert captions(allowed) == ["a"]
+
+
+async def test_a_slow_body_is_given_up():
+    hold = asyncio.Event()
+    async with serving(body_timeout_s=0.05) as client:
+        status, _ = await ask(client.app, piece(b"x", more=True), hold=hold)
+        assert status == 408
+        assert client.app.state.door.telemetry.inflight_bytes._value.get() == 0
+
+
+async def test_a_client_that_leaves_while_sending_is_no_error():
+    async with serving() as client:
+        status, _ = await ask(client.app, piece(b"x", more=True), {"type": "http.disconnect"})
+        metrics = (await client.get("/metrics")).text
+    assert status is None
+    assert 'outcome="client_closed",route="/v1/captions"} 1.0' in metrics
+
+
+# Room
+
+
+async def test_requests_in_flight_are_bounded_and_the_place_is_given_back():
+    captioner = FakeCaptioner()
+    async with serving(captioner, max_inflight_requests=1) as client:
+        captioner.gate.clear()
+        first = asyncio.create_task(client.post("/v1/captions", content=b"1", headers=RAW))
+        await asyncio.to_thread(captioner.entered.wait)
+        refused = await client.post("/v1/captions", content=b"2", headers=RAW)
+        assert (await client.get("/readyz")).status_code == 200
+        captioner.gate.set()
+        assert captions(await first) == ["1"]
+        assert captions(await client.post("/v1/captions", content=b"3", headers=RAW)) == ["3"]
+    problem(refused, 503, "overloaded")
+    assert int(refused.headers["retry-after"]) >= 1
+
+
+async def test_bytes_in_flight_are_bounded():
+    captioner = FakeCaptioner()
+    async with serving(captioner, max_inflight_bytes=100, max_upload_bytes=60) as client:
+        captioner.gate.clear()
+        first = asyncio.create_task(client.post("/v1/captions", content=b"x" * 60, headers=RAW))
+        await asyncio.to_thread(captioner.entered.wait)
+        declared = await client.post("/v1/captions", content=b"y" * 41, headers=RAW)
+        chunked = await client.post("/v1/captions", content=body_of(b"y"), headers=RAW)
+        captioner.gate.set()
+        assert captions(await first) == ["x" * 60]
+        after = await client.post("/v1/captions", content=b"y" * 41, headers=RAW)
+    problem(declared, 503, "overloaded")
+    problem(chunked, 503, "overloaded")
+    assert captions(after) == ["y" * 41]
+
+
+async def test_a_client_that_leaves_takes_its_image_out_of_the_queue():
+    captioner = FakeCaptioner()
+    async with serving(captioner, max_batch=1) as client:
+        captioner.gate.clear()
+        first = asyncio.create_task(client.post("/v1/captions", content=b"1", headers=RAW))
+        await asyncio.to_thread(captioner.entered.wait)
+        leave = asyncio.Event()
+        gone = asyncio.create_task(ask(client.app, piece(b"2", more=False), hold=leave))
+        service = client.app.state.door.service
+        async with asyncio.timeout(5):
+            while service.depth == 0:  # noqa: ASYNC110 - it decodes in a thread
+                await asyncio.sleep(0.001)
+        leave.set()
+        assert (await gone)[0] is None
+        assert service.depth == 0
+        captioner.gate.set()
+        assert captions(await first) == ["1"]
+        metrics = (await client.get("/metrics")).text
+    assert captioner.batches == [[b"1"]]
+    assert 'caption_cancelled_total{stage="queue"} 1.0' in metrics
+
+
+async def test_what_is_turned_away_is_counted_by_reason():
+    async with serving(max_upload_bytes=10) as client:
+        await client.post("/v1/captions", content=b"x" * 11, headers=RAW)
+        metrics = (await client.get("/metrics")).text
+    assert 'caption_rejected_total{reason="body_too_large"} 1.0' in metrics
+    assert 'caption_requests_total{outcome="body_too_large",route="/v1/captions"} 1.0' in metrics
+
+
+# A real socket
+
+
+async def test_a_client_that_goes_on_sending_still_reads_why_it_was_refused():
+    head = b"POST /v1/captions HTTP/1.1\r\nhost: a\r\ncontent-type: image/jpeg\r\n"
+    async with serving(max_upload_bytes=1000) as client, on_a_socket(client.app) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(head + b"content-length: 4000000\r\n\r\n")
+        for _ in range(40):
+            writer.write(b"x" * 100_000)
+            await writer.drain()
+        answer = await reader.read()
+        writer.close()
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert b"connection: close" in answer
+    assert b"body_too_large" in answer
+
+
+async def test_a_client_that_asks_first_is_refused_without_being_told_to_continue():
+    head = b"POST /v1/captions HTTP/1.1\r\nhost: a\r\nexpect: 100-continue\r\n"
+    async with serving(max_upload_bytes=1000) as client, on_a_socket(client.app) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(head + b"content-length: 4000000\r\n\r\n")
+        status = await reader.readline()
+        writer.close()
+    assert status.startswith(b"HTTP/1.1 413 ")

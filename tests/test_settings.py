@@ -1,0 +1,152 @@
+"""CAPTION_* environment -> Settings."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from app.settings import PROJECT_ROOT, Settings, SettingsError, read_settings
+
+
+def keys(settings):
+    return [key.get_secret_value() for key in settings.api_keys]
+
+
+def test_an_empty_environment_gives_the_defaults():
+    settings = read_settings()
+    assert settings.checkpoint == Path("model_store/flickr8k-mobilenetv2/1")
+    assert (settings.host, settings.port, settings.device) == ("127.0.0.1", 8000, "auto")
+    assert settings.api_keys == ()
+
+
+def test_variables_become_settings(monkeypatch):
+    monkeypatch.setenv("CAPTION_PORT", "9000")
+    monkeypatch.setenv("CAPTION_DEVICE", "cuda:1")
+    monkeypatch.setenv("CAPTION_DEADLINE_S", "45.5")
+    settings = read_settings()
+    assert (settings.port, settings.device, settings.deadline_s) == (9000, "cuda:1", 45.5)
+
+
+def test_an_empty_variable_is_as_good_as_none(monkeypatch):
+    monkeypatch.setenv("CAPTION_PORT", "")
+    monkeypatch.setenv("CAPTION_API_KEYS_FILE", "")
+    assert read_settings().port == 8000
+
+
+def test_an_unknown_name_is_refused_by_name(monkeypatch):
+    monkeypatch.setenv("CAPTION_MAX_BATHC", "4")
+    with pytest.raises(SettingsError, match="CAPTION_MAX_BATHC"):
+        read_settings()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "CAPTION_SERVICE_SERVICE_HOST",
+        "CAPTION_SERVICE_SERVICE_PORT_HTTP",
+        "CAPTION_SERVICE_PORT",
+        "CAPTION_SERVICE_PORT_8000_TCP_ADDR",
+    ],
+)
+def test_what_kubernetes_puts_beside_our_settings_is_not_ours(monkeypatch, name):
+    monkeypatch.setenv(name, "tcp://10.0.0.1:8000")
+    assert read_settings() == Settings()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("CAPTION_PORT", "http"),
+        ("CAPTION_PORT", "70000"),
+        ("CAPTION_DEVICE", "tpu"),
+        ("CAPTION_LOG_LEVEL", "loud"),
+        ("CAPTION_MAX_BATCH", "0"),
+        ("CAPTION_DEADLINE_S", "inf"),
+        ("CAPTION_DEADLINE_S", "-1"),
+    ],
+)
+def test_an_invalid_value_is_refused_with_the_name_of_its_variable(monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError, match=f"^{name}: "):
+        read_settings()
+
+
+@pytest.mark.parametrize(
+    ("smaller", "larger"),
+    [
+        ("CAPTION_MAX_UPLOAD_BYTES", "CAPTION_MAX_INFLIGHT_BYTES"),
+        ("CAPTION_MAX_IMAGES", "CAPTION_MAX_QUEUE"),
+        ("CAPTION_BODY_TIMEOUT_S", "CAPTION_DEADLINE_S"),
+    ],
+)
+def test_limits_that_contradict_each_other_are_refused(monkeypatch, smaller, larger):
+    monkeypatch.setenv(smaller, "9")
+    monkeypatch.setenv(larger, "8")
+    with pytest.raises(SettingsError, match=f"^{smaller} is 9.* and {larger} 8"):
+        read_settings()
+
+
+def test_several_keys_may_be_given_and_are_never_shown(monkeypatch):
+    monkeypatch.setenv("CAPTION_API_KEYS", "old-secret, new-secret")
+    settings = read_settings()
+    assert keys(settings) == ["old-secret", "new-secret"]
+    assert "secret" not in repr(settings)
+    assert "secret" not in str(settings.model_dump(mode="json"))
+
+
+def test_keys_come_from_a_file(monkeypatch, tmp_path):
+    file = tmp_path / "keys"
+    file.write_text("one\ntwo\n")
+    monkeypatch.setenv("CAPTION_API_KEYS_FILE", str(file))
+    assert keys(read_settings()) == ["one", "two"]
+
+
+def test_a_missing_or_empty_key_file_does_not_open_the_door(monkeypatch, tmp_path):
+    file = tmp_path / "keys"
+    monkeypatch.setenv("CAPTION_API_KEYS_FILE", str(file))
+    with pytest.raises(SettingsError, match="CAPTION_API_KEYS_FILE: cannot read"):
+        read_settings()
+    file.write_text("\n")
+    with pytest.raises(SettingsError, match="holds no key"):
+        read_settings()
+
+
+def test_keys_from_two_places_are_refused(monkeypatch, tmp_path):
+    monkeypatch.setenv("CAPTION_API_KEYS", "a")
+    monkeypatch.setenv("CAPTION_API_KEYS_FILE", str(tmp_path))
+    with pytest.raises(SettingsError, match="not both"):
+        read_settings()
+
+
+def test_a_bad_key_is_refused_without_being_shown(monkeypatch):
+    monkeypatch.setenv("CAPTION_API_KEYS", "schlüssel")
+    with pytest.raises(SettingsError, match="printable ASCII") as error:
+        read_settings()
+    assert "schl" not in str(error.value)
+
+
+def test_settings_do_not_change():
+    with pytest.raises(ValidationError):
+        Settings().port = 1
+
+
+def test_a_relative_checkpoint_is_found_from_here_else_from_the_project(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    settings = Settings(checkpoint=Path("store/1"))
+    assert settings.checkpoint_directory() == PROJECT_ROOT / "store/1"
+    Path("store/1").mkdir(parents=True)
+    assert settings.checkpoint_directory() == Path("store/1")
+
+
+def test_importing_every_module_reads_no_setting():
+    program = (
+        "import os; os.environ['CAPTION_PORT'] = 'nonsense'\n"
+        "import app.main, app.cli, app.api, app.limits, app.service\n"
+        "import sys; assert 'torch' not in sys.modules\n"
+    )
+    done = subprocess.run(  # noqa: S603 - our own program
+        [sys.executable, "-c", program], check=False, capture_output=True
+    )
+    assert done.returncode == 0, done.stderr.decode()
