@@ -1,0 +1,90 @@
+"""The container files agree with the settings and with one another."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from app.settings import Settings
+
+ROOT = Path(__file__).parents[1]
+DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
+DEPLOYMENT, SERVICE = yaml.safe_load_all(
+    (ROOT / "deploy/kubernetes.yaml").read_text(encoding="utf-8")
+)
+POD = DEPLOYMENT["spec"]["template"]["spec"]
+CONTAINER = POD["containers"][0]
+DEFAULTS = {name: field.default for name, field in Settings.model_fields.items()}
+DRAIN_S = DEFAULTS["drain_delay_s"] + DEFAULTS["drain_timeout_s"]
+HEALTHCHECK = ["caption-service", "healthcheck"]
+
+
+def instruction(name):
+    """The last instruction of that name, which is the one that counts."""
+    return re.findall(rf"^{name} (.*)$", DOCKERFILE, re.MULTILINE)[-1]
+
+
+def test_the_server_is_process_one_and_hears_sigterm():
+    assert json.loads(instruction("ENTRYPOINT")) == ["caption-service"]
+    assert json.loads(instruction("CMD")) == ["serve"]
+
+
+def test_the_user_is_a_number_that_kubernetes_can_check():
+    assert instruction("USER") == "10001:10001"
+    assert POD["securityContext"]["runAsUser"] == 10001
+    assert POD["securityContext"]["runAsNonRoot"]
+
+
+def test_the_image_checks_its_health_with_its_own_command():
+    assert json.loads(instruction("HEALTHCHECK").split("CMD ")[1]) == HEALTHCHECK
+    assert COMPOSE["services"]["caption"]["healthcheck"]["test"] == ["CMD", *HEALTHCHECK]
+    assert "curl" not in DOCKERFILE
+
+
+def test_the_grace_period_is_longer_than_the_drain():
+    assert POD["terminationGracePeriodSeconds"] > DRAIN_S
+    assert int(COMPOSE["services"]["caption"]["stop_grace_period"].removesuffix("s")) > DRAIN_S
+
+
+def test_every_file_names_the_same_port():
+    assert int(instruction("EXPOSE")) == DEFAULTS["port"]
+    assert CONTAINER["ports"] == [{"name": "http", "containerPort": DEFAULTS["port"]}]
+    assert COMPOSE["services"]["caption"]["ports"] == [f"{DEFAULTS['port']}:{DEFAULTS['port']}"]
+    assert SERVICE["spec"]["ports"][0]["targetPort"] == "http"
+
+
+@pytest.mark.parametrize(
+    ("probe", "path"),
+    [("startupProbe", "/startupz"), ("livenessProbe", "/livez"), ("readinessProbe", "/readyz")],
+)
+def test_each_probe_asks_its_own_question(probe, path):
+    assert CONTAINER[probe]["httpGet"] == {"path": path, "port": "http"}
+
+
+def test_the_service_selects_the_pods():
+    labels = DEPLOYMENT["spec"]["template"]["metadata"]["labels"]
+    assert SERVICE["spec"]["selector"].items() <= labels.items()
+
+
+def test_the_root_is_read_only_and_uploads_spool_to_tmp():
+    compose = COMPOSE["services"]["caption"]
+    assert compose["read_only"]
+    assert compose["cap_drop"] == ["ALL"]
+    assert compose["security_opt"] == ["no-new-privileges:true"]
+    assert compose["tmpfs"][0].startswith("/tmp:")  # noqa: S108 - the path in the container
+    assert CONTAINER["securityContext"]["readOnlyRootFilesystem"]
+    assert CONTAINER["volumeMounts"] == [{"name": "tmp", "mountPath": "/tmp"}]  # noqa: S108
+
+
+def test_the_spool_holds_all_uploads_in_flight():
+    size = POD["volumes"][0]["emptyDir"]["sizeLimit"]
+    assert int(size.removesuffix("Mi")) * 2**20 > DEFAULTS["max_inflight_bytes"]
+
+
+def test_the_context_carries_what_the_builder_copies():
+    allowed = set(re.findall(r"^!(.*)$", (ROOT / ".dockerignore").read_text(), re.MULTILINE))
+    copied = re.findall(r"^COPY (?!--from)(.*) \S+$", DOCKERFILE, re.MULTILINE)
+    assert {name for line in copied for name in line.split()} == allowed
