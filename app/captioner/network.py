@@ -323,6 +323,8 @@ class AttentionDecoder(Decoder):
     def __init__(self, architecture: Architecture, feature_width: int) -> None:
         super().__init__(architecture, extra_gates=1)
         width = self.hidden_width
+        # features are positive and a thousand wide: unnormalised, one step of Adam moves all regions
+        self.normalise = nn.LayerNorm(feature_width)
         self.regions = nn.Linear(feature_width, width)
         self.image_gates = nn.Linear(width, self.gates * width, bias=False)
         self.keys = nn.Linear(width, width)
@@ -332,7 +334,7 @@ class AttentionDecoder(Decoder):
         self.words = nn.Linear(width, architecture.words)
 
     def _see(self, features_BRD: Tensor) -> tuple[Tensor, ...]:
-        values_BRH = self.dropout(F.relu(self.regions(features_BRD)))
+        values_BRH = self.dropout(F.relu(self.regions(self.normalise(features_BRD))))
         gates_B1G = self.image_gates(values_BRH.mean(1, keepdim=True))
         return values_BRH, self.keys(values_BRH), gates_B1G
 
