@@ -101,9 +101,9 @@ async def caption_images(
     request: Request, door: TheDoor, query: Annotated[Options, Query()]
 ) -> Response:
     """Answer ``POST /v1/captions``."""
+    deadline_s = request.state.arrived_s + door.settings.deadline_s
     wanted = await _read(request, query, door.settings)
     _check_n_best(wanted.options, door.service)
-    deadline_s = request.state.arrived_s + door.settings.deadline_s
     with door.service.holding(len(wanted.uploads)):
         results = await _results(wanted, deadline_s, request.state.request_id, door)
     return _json(

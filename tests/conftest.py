@@ -3,6 +3,20 @@
 import os
 
 import pytest
+import structlog
+
+
+@pytest.fixture(scope="session", autouse=True)
+def plain_logs():
+    """Log as the service does; the default draws every traceback in colour, which takes seconds."""
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.format_exc_info,
+            structlog.processors.KeyValueRenderer(),
+        ]
+    )
 
 
 @pytest.fixture(autouse=True)

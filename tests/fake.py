@@ -62,7 +62,7 @@ class FakeCaptioner:
 
 def _caption(text, k):
     attention = np.full((2, 2), 0.2, dtype=np.float32)
-    words = tuple(Word(word, -0.5, attention, 0.2) for word in text.split())
+    words = tuple(Word(word, -0.5, attention, 0.2) for word in text.split()[:20])
     return Caption(text if k == 0 else f"{text} {k}", -1.0 - k, -0.5 - k, words)
 
 

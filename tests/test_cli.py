@@ -1,0 +1,245 @@
+"""The three verbs, with a tiny real checkpoint, and the life of the process."""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import httpx
+import pytest
+from tiny import photo, save_tiny_checkpoint
+
+from app.cli import main
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return save_tiny_checkpoint(tmp_path_factory.mktemp("store"))
+
+
+@pytest.fixture
+def photos(tmp_path):
+    files = [tmp_path / "one.png", tmp_path / "two.png"]
+    for seed, file in enumerate(files):
+        file.write_bytes(photo(seed))
+    return files
+
+
+# caption
+
+
+def test_caption_says_one_line_per_photo(checkpoint, photos, monkeypatch, capsys):
+    monkeypatch.setenv("CAPTION_CHECKPOINT", str(checkpoint))
+    assert main(["caption", *map(str, photos)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(": ")[0] for line in lines] == [str(file) for file in photos]
+    assert all(line.partition(": ")[2] for line in lines)
+
+
+def test_a_bad_photo_fails_alone(checkpoint, photos, tmp_path, monkeypatch, capsys):
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(photo()[:200])
+    monkeypatch.setenv("CAPTION_CHECKPOINT", str(checkpoint))
+    assert main(["caption", str(broken), "nowhere.png", *map(str, photos)]) == 1
+    told = capsys.readouterr()
+    assert len(told.out.splitlines()) == 2
+    first, second = told.err.splitlines()
+    assert str(broken) in first
+    assert "nowhere.png: No such file" in second
+
+
+def test_json_lines_carry_the_candidates(checkpoint, photos, monkeypatch, capsys):
+    monkeypatch.setenv("CAPTION_CHECKPOINT", str(checkpoint))
+    assert main(["caption", "--json", "--n-best", "2", str(photos[0])]) == 0
+    line = json.loads(capsys.readouterr().out)
+    assert line["image"] == str(photos[0])
+    assert line["caption"] == line["candidates"][0]["caption"]
+    assert len(line["candidates"]) == 2
+
+
+def test_a_checkpoint_that_is_not_there_is_an_error_with_its_name(monkeypatch, capsys):
+    monkeypatch.setenv("CAPTION_CHECKPOINT", "/nowhere/1")
+    assert main(["caption", "a.jpg"]) == 1
+    assert "/nowhere/1" in capsys.readouterr().err
+
+
+def test_a_wrong_setting_is_an_error_of_every_verb(monkeypatch, capsys):
+    monkeypatch.setenv("CAPTION_PORT", "http")
+    for verb in (["serve"], ["caption", "a.jpg"], ["healthcheck"]):
+        assert main(verb) == 2
+        assert "CAPTION_PORT" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [[], ["caption"], ["caption", "--n-best", "0", "a.jpg"]])
+def test_a_wrong_command_line_is_an_error(arguments):
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert end.value.code == 2
+
+
+# healthcheck
+
+
+@contextlib.contextmanager
+def answering(status):
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(status if self.path == "/readyz" else 404)
+            self.end_headers()
+            self.wfile.write(b'{"status":"said"}')
+
+        def log_message(self, *_):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        yield server.server_address[1]
+        thread.join()
+
+
+@pytest.mark.parametrize(("status", "code"), [(200, 0), (503, 1), (404, 1)])
+def test_healthcheck_asks_readyz_on_our_port(status, code, monkeypatch, capsys):
+    with answering(status) as port:
+        monkeypatch.setenv("CAPTION_PORT", str(port))
+        monkeypatch.setenv("CAPTION_HOST", "0.0.0.0")  # noqa: S104 - what a container sets
+        monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+        assert main(["healthcheck"]) == code
+    assert "said" in capsys.readouterr().out
+
+
+def test_healthcheck_of_nobody_is_unhealthy(capsys):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    assert main(["healthcheck", "--url", f"http://127.0.0.1:{port}/readyz"]) == 1
+    assert "refused" in capsys.readouterr().err
+
+
+def test_healthcheck_asks_nothing_but_http():
+    assert main(["healthcheck", "--url", "file:///etc/passwd"]) == 2
+
+
+def test_healthcheck_does_not_import_torch_or_the_server():
+    program = (
+        "import sys; from app.cli import main; main(['healthcheck', '--url', 'http://127.0.0.1:1'])\n"
+        "assert not {'torch', 'fastapi', 'uvicorn'} & set(sys.modules)\n"
+    )
+    subprocess.run(  # noqa: S603 - our own program
+        [sys.executable, "-c", program], check=True, capture_output=True
+    )
+
+
+# serve
+
+
+class Process:
+    """A running ``caption-service serve``."""
+
+    def __init__(self, checkpoint, tmp_path, **settings):
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.client = httpx.Client(base_url=self.url)
+        self.log = tmp_path / "log"
+        given = {"CHECKPOINT": checkpoint, "PORT": self.port, "DEVICE": "cpu", **settings}
+        environment = {f"CAPTION_{name}": str(value) for name, value in given.items()}
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "app.cli", "serve"],
+                env={**os.environ, **environment},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.client.close()
+        self.process.kill()
+        self.process.wait()
+
+    def get(self, path):
+        """Give the status and body of a probe; nothing while nobody listens."""
+        with contextlib.suppress(httpx.TransportError):
+            answer = self.client.get(path)
+            return answer.status_code, answer.json()
+        return None
+
+    def wait_for(self, path, status):
+        ends_s = time.monotonic() + 60
+        while time.monotonic() < ends_s and self.process.poll() is None:
+            answer = self.get(path)
+            if answer and answer[0] == status:
+                return answer[1]
+            time.sleep(0.05)
+        raise AssertionError(f"{path} never said {status}: {self.log.read_text()}")
+
+    def events(self):
+        return [json.loads(line) for line in self.log.read_text().splitlines()]
+
+
+def test_a_served_photo_gets_a_caption_and_sigterm_ends_it_with_zero(checkpoint, tmp_path):
+    with Process(checkpoint, tmp_path, DRAIN_DELAY_S=0) as service:
+        service.wait_for("/readyz", 200)
+        answer = service.client.post("/v1/captions", files={"image": ("a.png", photo())})
+        assert answer.status_code == 200
+        assert answer.json()["results"][0]["caption"]
+        service.process.send_signal(signal.SIGTERM)
+        assert service.process.wait(20) == 0
+        events = service.events()
+    assert {"settings", "ready", "request", "draining"} <= {event["event"] for event in events}
+
+
+def test_while_draining_it_is_not_ready_but_loses_no_request(checkpoint, tmp_path):
+    with Process(checkpoint, tmp_path, DRAIN_DELAY_S=2) as service:
+        service.wait_for("/readyz", 200)
+        statuses = asyncio.run(_post_until_closed(service))
+        assert service.process.wait(20) == 0
+    assert statuses[0] == 200
+    assert set(statuses) <= {200, 503}
+
+
+async def _post_until_closed(service):
+    statuses = []
+    service.process.send_signal(signal.SIGTERM)
+    async with httpx.AsyncClient(base_url=service.url) as client:
+        while (await client.get("/readyz")).status_code == 200:  # noqa: ASYNC110 - over HTTP
+            await asyncio.sleep(0.01)
+        with contextlib.suppress(httpx.ConnectError):
+            while True:
+                answer = await client.post("/v1/captions", files={"image": ("a.png", photo())})
+                statuses.append(answer.status_code)
+    return statuses
+
+
+def test_the_second_sigterm_ends_it_now(checkpoint, tmp_path):
+    with Process(checkpoint, tmp_path, DRAIN_DELAY_S=60) as service:
+        service.wait_for("/readyz", 200)
+        service.process.send_signal(signal.SIGTERM)
+        service.wait_for("/readyz", 503)
+        service.process.send_signal(signal.SIGTERM)
+        assert service.process.wait(5) == 128 + signal.SIGTERM
+
+
+def test_a_checkpoint_that_cannot_be_loaded_ends_it_with_the_reason(tmp_path):
+    with Process(tmp_path / "nowhere", tmp_path) as service:
+        said = service.wait_for("/livez", 503)
+        assert said == {"status": "failed", "reason": "checkpoint_refused"}
+        assert service.process.wait(20) == 1
+        (refused,) = [one for one in service.events() if one["event"] == "checkpoint_refused"]
+    assert "nowhere" in refused["reason"]
+
+
+def test_a_port_that_is_taken_ends_it(checkpoint, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with Process(checkpoint, tmp_path, PORT=port) as service:
+            assert service.process.wait(30) != 0

@@ -1,0 +1,194 @@
+"""The life of the service: loading, failing, draining, leaving nothing behind."""
+
+import asyncio
+import threading
+import time
+
+import pytest
+from fake import FakeCaptioner, serving
+from structlog.testing import capture_logs
+from test_api import RAW, captions
+
+from app.captioner.errors import CheckpointError
+from app.main import create_app, usable_cores
+from app.settings import Settings
+
+
+def ours():
+    """Name the threads of the service that are alive."""
+    names = [thread.name for thread in threading.enumerate()]
+    return [name for name in names if name.startswith(("decode", "inference"))]
+
+
+def deadline_s():
+    return asyncio.get_running_loop().time() + 10
+
+
+async def test_nothing_is_left_after_the_lifespan():
+    async with serving() as client:
+        assert captions(await client.post("/v1/captions", content=b"a", headers=RAW)) == ["a"]
+        assert ours()
+    assert ours() == []
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_the_port_answers_while_the_checkpoint_loads():
+    captioner = FakeCaptioner()
+    loading = threading.Event()
+    captioner.warm_up = lambda _: loading.wait(10)
+    async with serving(captioner, wait=False) as client:
+        assert (await client.get("/livez")).status_code == 200
+        for path in ("/startupz", "/readyz", "/healthz"):
+            assert (await client.get(path)).status_code == 503
+        loading.set()
+        await asyncio.wait({client.app.state.door.service._starting})
+        assert (await client.get("/readyz")).status_code == 200
+
+
+async def test_every_batch_size_on_the_way_up_is_warmed():
+    captioner = FakeCaptioner()
+    async with serving(captioner, max_batch=6):
+        assert captioner.warmed == [1, 2, 4, 6]
+
+
+async def test_a_missing_checkpoint_makes_it_failed_and_says_why(tmp_path):
+    app = create_app(Settings(checkpoint=tmp_path / "nowhere"))
+    with capture_logs() as logs:
+        async with app.router.lifespan_context(app):
+            await asyncio.wait({app.state.door.service._starting})
+            report = app.state.door.health.livez()
+    assert (report.ok, report.status, report.reason) == (False, "failed", "checkpoint_refused")
+    (refused,) = [log for log in logs if log["event"] == "checkpoint_refused"]
+    assert "nowhere" in refused["reason"]
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (CheckpointError("the golden caption differs"), "checkpoint_refused"),
+        (MemoryError(), "start_failed"),
+    ],
+)
+async def test_a_wrong_golden_caption_is_never_ready(error, reason):
+    captioner = FakeCaptioner()
+    captioner.golden_error = error
+    async with serving(captioner) as client:
+        for path in ("/livez", "/startupz", "/readyz"):
+            answer = await client.get(path)
+            assert answer.status_code == 503
+            assert answer.json() == {"status": "failed", "reason": reason}
+        refused = await client.post("/v1/captions", content=b"a", headers=RAW)
+    assert refused.json()["reason"] == reason
+
+
+async def test_images_of_one_moment_share_batches():
+    captioner = FakeCaptioner()
+    async with serving(captioner, max_batch=8) as client:
+        service = client.app.state.door.service
+        captioner.gate.clear()
+        first = asyncio.create_task(service.caption(b"0", deadline_s()))
+        await asyncio.to_thread(captioner.entered.wait)
+        callers = [asyncio.create_task(service.caption(b"%d" % n, deadline_s())) for n in range(8)]
+        async with asyncio.timeout(5):
+            while service.depth < 8:  # noqa: ASYNC110 - they are decoded in threads
+                await asyncio.sleep(0.001)
+        captioner.gate.set()
+        answers = await asyncio.gather(first, *callers)
+    assert [len(batch) for batch in captioner.batches] == [1, 8]
+    assert [answer[0].text for answer in answers] == ["0", *"01234567"]
+
+
+async def test_the_network_runs_in_one_thread_and_decoding_in_others():
+    captioner = FakeCaptioner()
+    seen = {"read": set(), "caption": set()}
+    for name, threads in seen.items():
+        real = getattr(captioner, name)
+
+        def noting(*given, threads=threads, real=real, **options):
+            threads.add(threading.current_thread().name)
+            return real(*given, **options)
+
+        setattr(captioner, name, noting)
+    async with serving(captioner, decode_threads=2) as client:
+        service = client.app.state.door.service
+        await asyncio.gather(*(service.caption(b"a", deadline_s()) for _ in range(9)))
+    assert seen["caption"] == {"inference_0"}
+    assert seen["read"] <= {"decode_0", "decode_1"}
+
+
+async def test_what_is_in_flight_is_answered_before_the_service_closes():
+    captioner = FakeCaptioner()
+    async with serving(captioner) as client:
+        captioner.gate.clear()
+        caller = asyncio.create_task(client.post("/v1/captions", content=b"a", headers=RAW))
+        await asyncio.to_thread(captioner.entered.wait)
+        closing = asyncio.create_task(client.app.state.door.service.close())
+        await asyncio.sleep(0)
+        late = await client.post("/v1/captions", content=b"b", headers=RAW)
+        captioner.gate.set()
+        assert captions(await caller) == ["a"]
+        await closing
+        client.app.state.door.service.close = lambda: asyncio.sleep(0)
+    assert (late.status_code, late.json()["reason"]) == (503, "shutting_down")
+
+
+async def test_while_draining_it_is_not_ready_and_still_captions():
+    async with serving() as client:
+        health = client.app.state.door.health
+        health.drain()
+        assert (await client.get("/readyz")).status_code == 503
+        assert (await client.get("/livez")).status_code == 200
+        assert captions(await client.post("/v1/captions", content=b"a", headers=RAW)) == ["a"]
+        health.refuse()
+        late = await client.post("/v1/captions", content=b"b", headers=RAW)
+    assert late.status_code == 503
+    assert late.headers["connection"] == "close"
+    assert int(late.headers["retry-after"]) >= 1
+
+
+async def test_a_stuck_network_is_not_alive_and_does_not_hold_up_the_end():
+    captioner = FakeCaptioner()
+    started_s = time.monotonic()
+    async with serving(captioner, stuck_after_s=0.05, deadline_s=0.1, body_timeout_s=0.1) as client:
+        captioner.gate.clear()
+        answer = await client.post("/v1/captions", content=b"a", headers=RAW)
+        live = await client.get("/livez")
+    captioner.gate.set()
+    assert answer.status_code == 504
+    assert (live.status_code, live.json()["reason"]) == (503, "inference_thread_stuck")
+    assert time.monotonic() - started_s < 5
+
+
+async def test_a_crash_of_the_batcher_is_a_failure_of_the_service():
+    async with serving() as client:
+        client.app.state.door.telemetry.dispatched = None  # a bug, for example
+        door = client.app.state.door
+        door.service._batcher._watcher = door.telemetry
+        answer = await client.post("/v1/captions", content=b"a", headers=RAW)
+        live = await client.get("/livez")
+    assert (answer.status_code, answer.json()["code"]) == (503, "not_ready")
+    assert (live.status_code, live.json()["reason"]) == (503, "batcher_crashed")
+
+
+async def test_an_image_whose_turn_to_be_decoded_comes_too_late_is_given_up():
+    captioner = FakeCaptioner()
+    hold = threading.Event()
+    captioner.read = lambda data, **_: hold.wait(10) and data
+    async with serving(captioner, deadline_s=0.05, body_timeout_s=0.05) as client:
+        answer = await client.post("/v1/captions", content=b"a", headers=RAW)
+        hold.set()
+    assert answer.json()["code"] == "deadline_exceeded"
+    assert captioner.batches == []
+
+
+def test_a_quota_of_the_container_bounds_the_cores(tmp_path):
+    quota = tmp_path / "cpu.max"
+    everything = usable_cores(quota)
+    quota.write_text("max 100000\n")
+    assert usable_cores(quota) == everything >= 1
+    quota.write_text("100000 100000\n")
+    assert usable_cores(quota) == 1
+    quota.write_text("50000 100000\n")
+    assert usable_cores(quota) == 1
+    quota.write_text("99900000 100000\n")
+    assert usable_cores(quota) == everything
