@@ -148,8 +148,10 @@ class Process:
         self.url = f"http://127.0.0.1:{self.port}"
         self.client = httpx.Client(base_url=self.url)
         self.log = tmp_path / "log"
-        given = {"CHECKPOINT": checkpoint, "PORT": self.port, "DEVICE": "cpu", **settings}
-        environment = {f"CAPTION_{name}": str(value) for name, value in given.items()}
+        ours = {"CHECKPOINT": checkpoint, "PORT": self.port, "DEVICE": "cpu", "TORCH_THREADS": 1}
+        environment = {
+            f"CAPTION_{name}": str(value) for name, value in {**ours, **settings}.items()
+        }
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "app.cli", "serve"],
