@@ -323,7 +323,7 @@ class AttentionDecoder(Decoder):
     def __init__(self, architecture: Architecture, feature_width: int) -> None:
         super().__init__(architecture, extra_gates=1)
         width = self.hidden_width
-        # features are positive and a thousand wide: unnormalised, one step of Adam moves all regions
+        # positive and a thousand wide, they would let one step of Adam move every region far
         self.normalise = nn.LayerNorm(feature_width)
         self.regions = nn.Linear(feature_width, width)
         self.image_gates = nn.Linear(width, self.gates * width, bias=False)
