@@ -23,10 +23,10 @@ def main(arguments: list[str] | None = None) -> int:
     for name, (module, summary) in VERBS.items():
         verb = verbs.add_parser(name, help=summary, description=summary)
         module.add_arguments(verb)
-        verb.set_defaults(run=module.run)
+        verb.set_defaults(act=module.run)
     args = parser.parse_args(arguments)
     try:
-        return int(args.run(args))
+        return int(args.act(args))
     except (TrainerError, CaptionerError) as error:
         print(f"{args.verb}: {error}", file=sys.stderr)
         return 1

@@ -323,8 +323,10 @@ class AttentionDecoder(Decoder):
     def __init__(self, architecture: Architecture, feature_width: int) -> None:
         super().__init__(architecture, extra_gates=1)
         width = self.hidden_width
-        # positive and a thousand wide, they would let one step of Adam move every region far
+        # Adam moves every weight alike, so a thousand large features would move the regions far at
+        # each step: start them centred and small
         self.normalise = nn.LayerNorm(feature_width)
+        nn.init.constant_(self.normalise.weight, 0.1)
         self.regions = nn.Linear(feature_width, width)
         self.image_gates = nn.Linear(width, self.gates * width, bias=False)
         self.keys = nn.Linear(width, width)

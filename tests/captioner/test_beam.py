@@ -1,0 +1,170 @@
+"""The search on hand-written tables, where every caption can be tried."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from tiny import tiny_network
+
+from app.captioner.beam import SearchOptions, search
+
+PAD, BOS, EOS, UNK = range(4)
+V = 7  # four special ids and three words
+
+
+class Table:
+    """A language model that is a table: the next word depends on image, step and last word."""
+
+    def __init__(self, images: int, steps: int, seed: int, sharpness: float = 2.0):
+        generator = torch.Generator().manual_seed(seed)
+        self.logits = torch.randn(images, steps, V, V, generator=generator) * sharpness
+
+    def start(self, features_BRD, beams):
+        self.images = features_BRD[:, 0, 0].long()
+        return (0, torch.zeros(len(features_BRD), beams, dtype=torch.long))
+
+    def step(self, words_BK, state):
+        step, history_BK = state
+        logits_BKV = self.logits[self.images[:, None], step, words_BK]
+        attention_BKR = torch.stack((history_BK, words_BK), dim=-1).float()
+        return logits_BKV, (step + 1, history_BK * V + words_BK), attention_BKR
+
+    def reorder(self, state, parents_BK):
+        return state[0], state[1].gather(1, parents_BK)
+
+
+def run(table, images, **options):
+    features = torch.tensor(images, dtype=torch.float).view(-1, 1, 1)
+    return search(table, features, SearchOptions(**options), bos=BOS, eos=EOS, banned=(PAD, UNK))
+
+
+def log_prob(table, image, words):
+    """Score one caption by the definition, word by word."""
+    total, last = 0.0, BOS
+    for step, word in enumerate((*words, EOS)):
+        allowed = table.logits[image, step, last].clone()
+        allowed[[PAD, BOS, UNK]] = -torch.inf
+        total += allowed.log_softmax(-1)[word].item()
+        last = word
+    return total
+
+
+def every_caption(max_words, min_words=0):
+    for length in range(min_words, max_words + 1):
+        yield from itertools.product(range(4, V), repeat=length)
+
+
+def words_of(beams, b, k):
+    return tuple(beams.words_BKT[b, k, : beams.lengths_BK[b, k]].tolist())
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.7, 1.0])
+@pytest.mark.parametrize("seed", range(5))
+def test_a_beam_that_holds_every_caption_agrees_with_brute_force(alpha, seed):
+    table = Table(2, 4, seed)
+    beams = run(table, [0, 1], beam_width=40, min_words=0, max_words=3, length_penalty=alpha)
+    for image in (0, 1):
+        ranked = sorted(
+            every_caption(3),
+            key=lambda words: -log_prob(table, image, words) / (len(words) + 1) ** alpha,
+        )
+        assert [words_of(beams, image, k) for k in range(40)] == ranked
+        expected = [log_prob(table, image, words) for words in ranked]
+        torch.testing.assert_close(beams.log_probs_BK[image], torch.tensor(expected))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_beam_of_one_is_greedy(seed):
+    table = Table(1, 7, seed)
+    words, last = [], BOS
+    for step in range(6):
+        allowed = table.logits[0, step, last].clone()
+        allowed[[PAD, BOS, UNK] + ([EOS] if step < 1 else [])] = -torch.inf
+        last = int(allowed.argmax())
+        if last == EOS:
+            break
+        words.append(last)
+    beams = run(table, [0], beam_width=1, max_words=6)
+    assert words_of(beams, 0, 0) == tuple(words)
+
+
+def test_an_image_alone_and_in_any_batch_gives_the_same():
+    table = Table(6, 9, seed=3)
+    together = run(table, [0, 1, 2, 3, 4, 5], max_words=8)
+    backwards = run(table, [5, 4, 3, 2, 1, 0], max_words=8)
+    for image in range(6):
+        alone = run(table, [image], max_words=8)
+        for batch, b in ((together, image), (backwards, 5 - image)):
+            for k in range(3):
+                assert words_of(batch, b, k) == words_of(alone, 0, k)
+                assert batch.log_probs_BK[b, k].item() == alone.log_probs_BK[0, k].item()
+
+
+def test_special_ids_are_never_emitted():
+    table = Table(1, 6, seed=1)
+    table.logits[..., [PAD, BOS, UNK]] = 50.0
+    beams = run(table, [0], beam_width=5, max_words=5)
+    for k in range(5):
+        assert not {PAD, BOS, UNK, EOS} & set(words_of(beams, 0, k))
+
+
+def test_no_caption_is_shorter_than_the_minimum_or_longer_than_the_maximum():
+    table = Table(3, 7, seed=2)
+    table.logits[..., EOS] += 6
+    beams = run(table, [0, 1, 2], min_words=3, max_words=6)
+    assert beams.lengths_BK.min() == 3
+    table.logits[..., EOS] -= 12
+    beams = run(table, [0, 1, 2], min_words=3, max_words=6)
+    assert beams.lengths_BK.max() == 6
+
+
+def test_the_best_partial_caption_is_given_when_none_can_end():
+    table = Table(1, 5, seed=4)
+    table.logits[..., EOS] = -torch.inf
+    beams = run(table, [0], beam_width=2, max_words=4)
+    assert words_of(beams, 0, 0)
+    assert beams.lengths_BK.tolist() == [[4, 4]]
+    assert torch.isfinite(beams.scores_BK).all()
+
+
+def test_a_slot_without_a_caption_is_marked():
+    beams = run(Table(1, 2, seed=5), [0], beam_width=10, min_words=0, max_words=1)
+    assert torch.isfinite(beams.scores_BK).sum() == 4  # "", and three captions of one word
+
+
+def test_word_log_probs_add_up_to_the_caption():
+    beams = run(Table(2, 7, seed=6), [0, 1], max_words=6)
+    torch.testing.assert_close(beams.word_log_probs_BKT.sum(-1), beams.log_probs_BK)
+
+
+def test_attention_follows_the_beam_that_paid_it():
+    beams = run(Table(3, 7, seed=7), [0, 1, 2], max_words=6)
+    for b, k in itertools.product(range(3), range(3)):
+        words, history = (BOS, *words_of(beams, b, k)), 0
+        for t, last in enumerate(words):
+            assert beams.attention_BKTR[b, k, t].tolist() == [history, last]
+            history = history * V + last
+
+
+def test_impossible_options_are_refused():
+    for wrong in ({"beam_width": 0}, {"min_words": 9, "max_words": 5}, {"max_words": 0}):
+        with pytest.raises(ValueError, match="no search is possible"):
+            SearchOptions(**wrong)
+
+
+@pytest.mark.parametrize("decoder", ["merge", "inject", "attention"])
+def test_a_network_says_the_same_alone_and_in_a_batch(decoder):
+    """The tolerance on the score that the docs state: 1e-4 nats in float32."""
+    network = tiny_network(decoder)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (5, 3, 64, 64), generator=generator, dtype=torch.uint8)
+    with torch.inference_mode():
+        features = network.encoder(images)
+        options = {"bos": BOS, "eos": EOS, "banned": (PAD, UNK)}
+        batch = search(network.decoder, features, SearchOptions(), **options)
+        for b in range(5):
+            own = network.encoder(images[b : b + 1])
+            alone = search(network.decoder, own, SearchOptions(), **options)
+            assert words_of(alone, 0, 0) == words_of(batch, b, 0)
+            assert math.isclose(alone.log_probs_BK[0, 0], batch.log_probs_BK[b, 0], abs_tol=1e-4)

@@ -1,0 +1,114 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from tiny import SIZE_PX, photo, save_tiny_checkpoint, tiny_unpublished
+
+from app.captioner.checkpoint import read_golden
+from app.captioner.errors import CheckpointError, UnsupportedImage
+from app.captioner.pipeline import Captioner
+
+
+@pytest.fixture(scope="module")
+def captioner(tmp_path_factory):
+    return Captioner.load(save_tiny_checkpoint(tmp_path_factory.mktemp("store")))
+
+
+def read(captioner, *seeds):
+    return [captioner.read(photo(seed), max_pixels=10_000) for seed in seeds]
+
+
+def test_bytes_become_the_networks_square(captioner):
+    (image,) = read(captioner, 0)
+    assert image.dtype == torch.uint8
+    assert image.shape == (3, SIZE_PX, SIZE_PX)
+
+
+def test_text_is_no_image(captioner):
+    with pytest.raises(UnsupportedImage):
+        captioner.read(b"hello", max_pixels=10_000)
+
+
+def test_every_image_gets_its_candidates_best_first(captioner):
+    for candidates in captioner.caption(read(captioner, 0, 1)):
+        assert len(candidates) == 3
+        scores = [candidate.score for candidate in candidates]
+        assert scores == sorted(scores, reverse=True)
+        assert len({candidate.text for candidate in candidates}) == 3
+
+
+def test_a_caption_is_the_same_alone_and_in_company(captioner):
+    images = read(captioner, *range(5))
+    together = captioner.caption(images)
+    for image, candidates in zip(images, together, strict=True):
+        alone = captioner.caption([image])[0]
+        assert [each.text for each in alone] == [each.text for each in candidates]
+        assert alone[0].log_prob == pytest.approx(candidates[0].log_prob, abs=1e-4)
+
+
+def test_words_make_up_the_caption(captioner):
+    best = captioner.caption(read(captioner, 3))[0][0]
+    assert " ".join(word.text for word in best.words) == best.text
+    assert (
+        sum(word.log_prob for word in best.words) >= best.log_prob - 1e-4
+    )  # the end mark pays too
+
+
+def test_each_word_says_where_it_looked(captioner):
+    best = captioner.caption(read(captioner, 3))[0][0]
+    for word in best.words:
+        assert word.attention.shape == (2, 2)
+        assert word.attention.sum() + word.sentinel == pytest.approx(1, abs=1e-5)
+    assert len({word.attention.tobytes() for word in best.words}) == len(best.words)
+
+
+def test_a_decoder_without_attention_gives_none():
+    captioner = Captioner(tiny_unpublished("merge"))
+    word = captioner.caption(read(captioner, 0))[0][0].words[0]
+    assert word.attention is None
+    assert word.sentinel is None
+
+
+def test_the_golden_caption_is_said(captioner):
+    captioner.check_golden()
+
+
+def test_a_network_that_says_something_else_is_refused(tmp_path):
+    directory = save_tiny_checkpoint(tmp_path)
+    path = directory / "golden/caption.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "caption": "a lie"}))
+    captioner = Captioner(tiny_unpublished(), directory=directory)
+    with pytest.raises(CheckpointError, match="golden caption is 'a lie'"):
+        captioner.check_golden()
+
+
+def test_a_network_that_is_less_sure_is_refused(tmp_path):
+    directory = save_tiny_checkpoint(tmp_path)
+    path = directory / "golden/caption.json"
+    golden = json.loads(path.read_text())
+    path.write_text(json.dumps({**golden, "log_prob": golden["log_prob"] - 0.06}))
+    with pytest.raises(CheckpointError, match="golden caption"):
+        Captioner(tiny_unpublished(), directory=directory).check_golden()
+
+
+def test_a_checkpoint_without_a_golden_caption_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="golden caption cannot be read"):
+        read_golden(tmp_path)
+    with pytest.raises(CheckpointError, match="has no golden caption"):
+        Captioner(tiny_unpublished()).check_golden()
+
+
+def test_warm_up_leaves_no_trace(captioner):
+    images = read(captioner, 2)
+    before = captioner.caption(images)[0][0]
+    captioner.warm_up([1, 2, 4])
+    after = captioner.caption(images)[0][0]
+    assert before.text == after.text
+    assert np.array_equal(before.words[0].attention, after.words[0].attention)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_says_the_golden_caption(tmp_path):
+    Captioner.load(save_tiny_checkpoint(tmp_path), device="cuda").check_golden()

@@ -1,0 +1,244 @@
+"""The trainer through its own door: the command line on a directory of tiny images."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny import data_directory, photo
+from torchvision import models
+
+from app.captioner import checkpoint
+from app.captioner.image import decode
+from app.captioner.image import fit as fit_image
+from app.captioner.pipeline import Captioner
+from trainer.__main__ import main
+from trainer.fit import rate_share
+
+RECIPE = """
+name = "tiny"
+captions_per_image = 2
+[network]
+encoder = "mobilenet_v2"
+decoder = "attention"
+embedding_width = 32
+hidden_width = 32
+dropout = 0.1
+[image]
+size_px = 64
+fit = "squeeze"
+[vocabulary]
+at_least = 1
+[search]
+beam_width = 2
+max_words = 8
+[[stages]]
+kind = "cached"
+epochs = 2
+batch_images = 2
+learning_rate = 0.01
+warmup_steps = 2
+[[stages]]
+kind = "fine_tune"
+epochs = 2
+batch_images = 2
+learning_rate = 0.001
+encoder_learning_rate = 0.0001
+unfrozen_blocks = 3
+warmup_steps = 2
+"""
+
+
+@pytest.fixture
+def place(tmp_path):
+    data_directory(tmp_path / "data")
+    (tmp_path / "recipe.toml").write_text(RECIPE)
+    return tmp_path
+
+
+def arguments(place: Path, run: str, *changes: str) -> list[str]:
+    data, cache = str(place / "data"), str(place / "cache")
+    settings = [part for change in changes for part in ("--set", change)]
+    fixed = ["--data", data, "--run", str(place / run), "--cache", cache, "--device", "cpu"]
+    return ["fit", str(place / "recipe.toml"), *fixed, *settings]
+
+
+def fit(place: Path, run: str, *changes: str) -> int:
+    return main([*arguments(place, run, *changes), "--random-encoder"])
+
+
+def log(place: Path, run: str) -> list[dict]:
+    return [json.loads(line) for line in (place / run / "log.jsonl").read_text().splitlines()]
+
+
+def weights(place: Path, run: str) -> dict[str, torch.Tensor]:
+    return torch.load(place / run / "state.pt", weights_only=True)["network"]
+
+
+def same_weights(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def telling_encoder(place: Path) -> Path:
+    """Random weights whose batch-norm statistics fit the photos, so that features differ."""
+    torch.manual_seed(0)
+    net = models.mobilenet_v2(weights=None).train()
+    for module in net.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = None
+    images = [decode(photo(seed), at_least_px=64, max_pixels=10_000) for seed in range(4)]
+    with torch.no_grad():
+        net.features(
+            torch.stack([fit_image(image, size_px=64, how="squeeze") for image in images]) / 255
+        )
+    save_file(net.state_dict(), place / "telling.safetensors")
+    return place / "telling.safetensors"
+
+
+def test_it_overfits_four_images(place):
+    """The proof that images, words, network, loss and search belong together."""
+    shutil.rmtree(place / "data")
+    data_directory(place / "data", train=4, dev=4)  # dev: the same photos under other names
+    epochs = ["stages.0.epochs=100", "stages.1.epochs=1", "network.dropout=0.0"]
+    smoothing = [
+        "stages.0.label_smoothing=0.0",
+        "stages.0.learning_rate=0.01",
+        "stages.0.batch_images=4",
+    ]
+    encoder = ["--encoder-weights", str(telling_encoder(place))]
+    assert main([*arguments(place, "run", *epochs, *smoothing), *encoder]) == 0
+    captioner = Captioner.load(place / "run" / "best")
+    lines = (place / "data" / "Flickr8k.token.txt").read_text().lower().replace(" .", "")
+    for index in range(4):
+        taught = {
+            line.split("\t")[1] for line in lines.splitlines() if line.startswith(f"train{index}.")
+        }
+        said = captioner.caption([captioner.read(photo(index), max_pixels=10_000)])[0][0].text
+        assert said in taught
+
+
+def test_a_run_that_was_killed_goes_on_as_if_nothing_had_happened(place, monkeypatch):
+    assert fit(place, "whole") == 0
+
+    class Killed(BaseException):
+        pass
+
+    def kill_in_the_third_epoch(*args, **kwargs):
+        if len(log(place, "killed")) == 2:
+            raise Killed
+        return cross_entropy(*args, **kwargs)
+
+    cross_entropy = torch.nn.functional.cross_entropy
+    (place / "killed").mkdir()
+    (place / "killed" / "log.jsonl").write_text("")
+    monkeypatch.setattr(torch.nn.functional, "cross_entropy", kill_in_the_third_epoch)
+    with pytest.raises(Killed):
+        fit(place, "killed")
+    monkeypatch.undo()
+    assert len(log(place, "killed")) == 2
+    assert fit(place, "killed") == 0
+    assert same_weights(weights(place, "killed"), weights(place, "whole"))
+    best = [checkpoint.read_manifest(place / run / "best").files for run in ("killed", "whole")]
+    assert best[0] == best[1]
+
+
+def test_a_finished_run_is_left_alone(place):
+    assert fit(place, "run", "stages.0.epochs=1", "stages.1.epochs=1") == 0
+    before = (place / "run" / "state.pt").read_bytes()
+    assert fit(place, "run", "stages.0.epochs=1", "stages.1.epochs=1") == 0
+    assert (place / "run" / "state.pt").read_bytes() == before
+
+
+def test_another_recipe_does_not_go_on_in_the_same_directory(place, capsys):
+    assert fit(place, "run", "stages.0.epochs=1", "stages.1.epochs=1") == 0
+    assert fit(place, "run", "seed=2") == 1
+    assert "holds a run of another recipe" in capsys.readouterr().err
+
+
+def test_fine_tuning_moves_the_last_blocks_and_no_others(place):
+    fit(place, "run", "stages.0.epochs=1", "stages.1.epochs=1")
+    fit(place, "other", "stages.0.epochs=1", "stages.1.epochs=2")
+    one, other = weights(place, "run"), weights(place, "other")
+    moved = {
+        int(name.split(".")[2])
+        for name in one
+        if name.startswith("encoder.blocks") and not torch.equal(one[name], other[name])
+    }
+    assert moved == {16, 17, 18}
+    statistics = [name for name in one if "running_" in name]
+    assert statistics
+    assert all(torch.equal(one[name], other[name]) for name in statistics)
+
+
+def test_the_best_epoch_is_kept_with_its_origin(place):
+    fit(place, "run")
+    manifest = checkpoint.read_manifest(place / "run" / "best")
+    rows = log(place, "run")
+    assert len(rows) == 4
+    assert {row["kind"] for row in rows} == {"cached", "fine_tune"}
+    best = max(rows, key=lambda row: row["dev_cider"])
+    assert manifest.history[-1]["dev_cider"] == best["dev_cider"]
+    assert manifest.data["train"]["images"] == 4
+    assert manifest.versions["torch"] == torch.__version__.split("+")[0]
+    assert manifest.recipe["seed"] == 1
+    assert list((place / "run" / "tensorboard").iterdir())
+
+
+def test_the_cache_is_described_and_used_again(place, capsys):
+    fit(place, "one", "stages.0.epochs=1", "stages.1.epochs=1")
+    arrays = sorted((place / "cache").glob("*.npy"))
+    written = [path.stat().st_mtime_ns for path in arrays]
+    fit(place, "two", "stages.0.epochs=1", "stages.1.epochs=1")
+    assert [path.stat().st_mtime_ns for path in arrays] == written
+    for path in arrays:
+        described = json.loads(path.with_suffix(".json").read_text())
+        assert tuple(described["shape"]) == np.load(path, mmap_mode="r").shape
+
+
+def test_encoder_weights_come_from_a_file(place):
+    file = place / "mobilenet.safetensors"
+    save_file(models.mobilenet_v2(weights=None).state_dict(), file)
+    arguments = [
+        "fit",
+        str(place / "recipe.toml"),
+        "--data",
+        str(place / "data"),
+        "--device",
+        "cpu",
+    ]
+    arguments += ["--run", str(place / "run"), "--cache", str(place / "cache")]
+    arguments += ["--set", "stages.0.epochs=1", "--set", "stages.1.epochs=1"]
+    assert main([*arguments, "--encoder-weights", str(file)]) == 0
+    first = weights(place, "run")["encoder.blocks.0.0.weight"]
+    assert torch.equal(first, load_file(file)["features.0.0.weight"])
+
+
+def test_weights_of_another_network_are_refused(place, capsys):
+    file = place / "wrong.safetensors"
+    save_file({"a": torch.zeros(1)}, file)
+    assert main([*arguments(place, "run"), "--encoder-weights", str(file)]) == 1
+    assert "does not hold a state dict of torchvision's mobilenet_v2" in capsys.readouterr().err
+
+
+def test_a_broken_image_is_named(place, capsys):
+    (place / "data" / "Flicker8k_Dataset" / "train1.png").write_bytes(b"\x89PNG\r\n\x1a\nbroken")
+    assert fit(place, "run") == 1
+    assert "train1.png cannot be used" in capsys.readouterr().err
+
+
+def test_the_rate_warms_up_and_falls_to_zero():
+    shares = [rate_share(step, 100, 10) for step in range(100)]
+    assert shares[0] == pytest.approx(1 / 11, rel=0.01)
+    assert max(shares) == pytest.approx(1, abs=0.03)
+    assert shares[10:] == sorted(shares[10:], reverse=True)
+    assert shares[-1] < 0.001
+
+
+@pytest.mark.parametrize("decoder", ["merge", "inject"])
+def test_the_articles_decoders_train_on_the_penultimate_vector(place, decoder):
+    changes = [f'network.decoder="{decoder}"', 'network.features="vector"']
+    assert fit(place, "run", *changes, "stages.1.epochs=1") == 0
+    assert Captioner.load(place / "run" / "best").network.encoder.width == 1280
