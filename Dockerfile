@@ -8,22 +8,31 @@ ARG TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu
 WORKDIR /build
 COPY pyproject.toml ./
 # Two environments: pip lives in the one that stays here.
+ENV PIP="/pip/bin/pip --python /venv/bin/python install --no-compile"
+# Bytecode without timestamps: builders round them, Python would then compile torch again at every
+# start, and a read-only root keeps nothing. Some packages ship templates that do not compile.
+ENV COMPILE="-m compileall -q -j 0 --invalidation-mode unchecked-hash"
 RUN --mount=type=cache,target=/root/.cache/pip \
     python3 -m venv /pip \
  && python3 -m venv --without-pip /venv \
  && python3 -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" > all.txt \
  && grep '^torch' all.txt > torch.txt \
- && /pip/bin/pip --python /venv/bin/python install ${TORCH_INDEX_URL:+--index-url ${TORCH_INDEX_URL}} --requirement torch.txt \
- && /pip/bin/pip --python /venv/bin/python install --requirement all.txt
+ && ${PIP} ${TORCH_INDEX_URL:+--index-url ${TORCH_INDEX_URL}} --requirement torch.txt \
+ && ${PIP} --requirement all.txt \
+ && { python3 ${COMPILE} /venv || true; }
 COPY README.md LICENSE ./
 COPY app app
 COPY trainer trainer
 COPY model_store /model_store
 RUN --mount=type=cache,target=/root/.cache/pip \
-    /pip/bin/pip --python /venv/bin/python install --no-deps --target /app . \
+    ${PIP} --no-deps --target /app . \
+ && python3 ${COMPILE} /app \
  && chmod -R a+rX /app /model_store
 
 FROM ${BASE}
+# Slim Python images ship the standard library without bytecode.
+RUN python3 -m compileall -q -j 0 --invalidation-mode unchecked-hash \
+    "$(python3 -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')" || true
 COPY --from=builder /venv /venv
 COPY --from=builder /app /app
 COPY --from=builder /model_store /srv/model_store
