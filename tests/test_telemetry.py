@@ -149,7 +149,7 @@ def test_logs_are_json_lines_on_stdout_and_so_are_those_of_libraries():
         "    try: 1 / 0\n"
         "    except ZeroDivisionError: structlog.get_logger().exception('failed')\n"
     )
-    done = subprocess.run(  # noqa: S603 - our own program
+    done = subprocess.run(
         [sys.executable, "-c", program], check=True, capture_output=True, text=True
     )
     ours, theirs, warning, failed = [json.loads(line) for line in done.stdout.splitlines()]
