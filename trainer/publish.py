@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
+from pydantic import ValidationError
 
 from app.captioner import checkpoint
-from app.captioner.checkpoint import Checkpoint, Golden
+from app.captioner.checkpoint import Checkpoint, Golden, Manifest
 from app.captioner.pipeline import GOLDEN_MAX_PIXELS, Captioner
 from trainer.data import read_split
 from trainer.devices import available_device
@@ -23,7 +24,13 @@ GOLDEN_SIDE_PX = 256
 
 
 def publish(
-    source: Checkpoint, store: Path, version: str, *, scores: dict[str, Any], notes: str
+    source: Checkpoint,
+    store: Path,
+    version: str,
+    *,
+    scores: dict[str, Any],
+    notes: str,
+    name: str | None = None,
 ) -> Path:
     """Write ``<store>/<name>/<version>`` with golden caption and card, then load and check it.
 
@@ -33,12 +40,16 @@ def publish(
         version: of the new directory.
         scores: for the manifest and the card, as `Scores.as_dict` gives them, by split.
         notes: Markdown for the card: origin, limits and licences of data and initial weights.
+        name: in place of the recipe's.
 
     Raises:
         CheckpointError: the version exists already.
+        TrainerError: name or version cannot be a directory of the store.
     """
     kept = {**source.manifest.scores, **scores}
-    manifest = source.manifest.model_copy(update={"version": version, "scores": kept})
+    manifest = _changed(
+        source.manifest, version=version, scores=kept, name=name or source.manifest.name
+    )
     published = source._replace(manifest=manifest)
     drawn = draw_golden_image()
     extra = {
@@ -50,6 +61,17 @@ def publish(
     checkpoint.save(directory, published, extra_files=extra)
     Captioner.load(directory).check_golden()
     return directory
+
+
+def _changed(manifest: Manifest, **changes: object) -> Manifest:
+    try:
+        return Manifest.model_validate(manifest.model_dump() | changes)
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        raise TrainerError(
+            f"{wrong['loc'][0]} {wrong['input']!r} cannot be published: expected small letters, "
+            "digits, and . _ - after the first of them"
+        ) from None
 
 
 def draw_golden_image() -> bytes:
@@ -161,6 +183,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``publish``."""
     parser.add_argument("run_directory", type=Path, metavar="RUN", help="what fit wrote")
     parser.add_argument("--version", required=True, help="of the new directory")
+    parser.add_argument("--name", help="of the checkpoint, in place of the recipe's")
     parser.add_argument("--store", type=Path, default=Path("model_store"))
     parser.add_argument("--data", type=Path, help="score the split dev of this directory first")
     parser.add_argument(
@@ -180,7 +203,8 @@ def run(args: argparse.Namespace) -> int:
         found, _ = evaluate(captioner, read_split(args.data, "dev"), training=training)
         print(found.table())
         scores["dev"] = found.as_dict()
-    print(publish(source, args.store, args.version, scores=scores, notes=_notes(args.notes)))
+    notes = _notes(args.notes)
+    print(publish(source, args.store, args.version, scores=scores, notes=notes, name=args.name))
     return 0
 
 

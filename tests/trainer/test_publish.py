@@ -43,6 +43,18 @@ def test_a_version_is_published_once(place, capsys):
     assert "publish under a new version" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("wrong", [["--name", "../tiny"], ["--name", "My photos"]])
+def test_a_name_that_is_no_directory_is_refused(place, capsys, wrong):
+    assert publish(place, *wrong) == 1
+    assert "cannot be published" in capsys.readouterr().err
+    assert not (place / "store").exists()
+
+
+def test_a_checkpoint_can_be_given_another_name(place):
+    assert publish(place, "--name", "mine") == 0
+    assert Captioner.load(place / "store" / "mine" / "7").manifest.name == "mine"
+
+
 def test_evaluate_scores_a_split_and_writes_the_captions(place, capsys):
     publish(place)
     captions, scores = place / "captions.jsonl", place / "scores.json"
