@@ -42,6 +42,8 @@ from app.health import NotReady
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
+_MOST_ERRORS = 16  # an answer must not grow with what was asked
+
 
 class Refusal(Exception):
     """The request itself is at fault."""
@@ -89,7 +91,8 @@ class InvalidRequest(Refusal):
     def __init__(self, errors: Sequence[Mapping[str, Any]]) -> None:
         super().__init__()
         self.errors = [
-            {"field": ".".join(map(str, error["loc"])), "message": error["msg"]} for error in errors
+            {"field": ".".join(map(str, error["loc"])), "message": error["msg"]}
+            for error in errors[:_MOST_ERRORS]
         ]
 
 

@@ -131,9 +131,7 @@ def test_healthcheck_does_not_import_torch_or_the_server():
         "import sys; from app.cli import main; main(['healthcheck', '--url', 'http://127.0.0.1:1'])\n"
         "assert not {'torch', 'fastapi', 'uvicorn'} & set(sys.modules)\n"
     )
-    subprocess.run(
-        [sys.executable, "-c", program], check=True, capture_output=True
-    )
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
 
 
 # serve

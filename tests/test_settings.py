@@ -146,7 +146,5 @@ def test_importing_every_module_reads_no_setting():
         "import app.main, app.cli, app.api, app.limits, app.service\n"
         "import sys; assert 'torch' not in sys.modules\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program], check=False, capture_output=True
-    )
+    done = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True)
     assert done.returncode == 0, done.stderr.decode()

@@ -1,0 +1,89 @@
+"""Captions and what went wrong -> the JSON of an answer."""
+
+from typing import TYPE_CHECKING, Any
+
+import structlog
+from fastapi import Response
+
+from app import problems
+from app.forms import Upload
+from app.schemas import (
+    Candidate,
+    CaptionedImage,
+    CaptionResponse,
+    CheckpointName,
+    Options,
+    Problem,
+    RefusedImage,
+    WordOut,
+)
+from app.service import CaptionService
+
+if TYPE_CHECKING:
+    from app.captioner.pipeline import Caption, Word
+
+    Outcome = tuple[Caption, ...] | Exception
+
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
+
+
+def as_json(answer: CaptionResponse) -> Response:
+    """Write the answer without the members that were not asked for."""
+    return Response(answer.model_dump_json(exclude_unset=True), media_type="application/json")
+
+
+def checkpoint_name(service: CaptionService) -> CheckpointName:
+    """Say which checkpoint answered."""
+    manifest = service.captioner.manifest
+    return CheckpointName(name=manifest.name, version=manifest.version)
+
+
+def result(
+    upload: Upload, outcome: "Outcome", options: Options, request_id: str
+) -> CaptionedImage | RefusedImage:
+    """Give the result of one image: its captions, or its own problem."""
+    if isinstance(outcome, tuple):
+        return _captioned(upload, outcome, options)
+    return _refused(upload, outcome, request_id)
+
+
+def _refused(upload: Upload, error: Exception, request_id: str) -> RefusedImage:
+    problem = problems.describe(error, request_id)
+    if problem["code"] == problems.INTERNAL_ERROR.code:
+        log.error("internal_error", exc_info=error)
+    return RefusedImage(filename=upload.filename, problem=Problem.model_validate(problem))
+
+
+def _captioned(
+    upload: Upload, candidates: "tuple[Caption, ...]", options: Options
+) -> CaptionedImage:
+    best = candidates[0]
+    return CaptionedImage(
+        filename=upload.filename,
+        caption=best.text,
+        log_prob=best.log_prob,
+        candidates=[_candidate(caption, options) for caption in candidates[: options.n_best]],
+    )
+
+
+def _candidate(caption: "Caption", options: Options) -> Candidate:
+    members: dict[str, Any] = {}
+    if options.words or options.attention:
+        members["words"] = [_word(word, options) for word in caption.words]
+    return Candidate(
+        caption=caption.text, log_prob=caption.log_prob, score=caption.score, **members
+    )
+
+
+def _word(word: "Word", options: Options) -> WordOut:
+    members: dict[str, Any] = {}
+    if options.attention:
+        members = {"attention": _rows(word), "sentinel": word.sentinel}
+    return WordOut(text=word.text, log_prob=word.log_prob, **members)
+
+
+def _rows(word: "Word") -> list[list[float]] | None:
+    if word.attention is None:
+        return None
+    rows: list[list[float]] = word.attention.astype("float64").round(5).tolist()
+    return rows
