@@ -16,7 +16,7 @@ from app.captioner.pipeline import Captioner
 from trainer.data import Example, Split, read_split, split_names
 from trainer.devices import available_device
 from trainer.errors import DataError
-from trainer.prepare import MAX_PIXELS
+from trainer.pixels import MAX_PIXELS
 from trainer.scoring import Scores, score
 
 BATCH_IMAGES = 16

@@ -1,10 +1,15 @@
 """Text files of captions and image names -> values, with the line number in every refusal."""
 
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any, TypeVar
 
 from trainer.errors import DataError
+
+_Raw = TypeVar("_Raw")
+_Read = TypeVar("_Read")
 
 _CAPTION_LINE = re.compile(r"([^\t#/\\]+)#([0-9]+)\t([^\t]*[^\t\s][^\t]*)")
 _LIST_LINE = re.compile(r"[^\t#/\\]+")
@@ -18,7 +23,7 @@ def read_captions(path: Path) -> dict[str, tuple[str, ...]]:
     """
     numbered: dict[str, dict[int, str]] = {}
     for line_number, line in numbered_lines(path):
-        image, number, caption = _caption_line(path, line_number, line)
+        image, number, caption = caption_line(path, line_number, line)
         if number in numbered.setdefault(image, {}):
             raise DataError(
                 f"{path} line {line_number}: {image}#{number} came before, expected each key once: "
@@ -36,12 +41,7 @@ def read_list(path: Path) -> tuple[str, ...]:
     """
     names: dict[str, None] = {}
     for line_number, line in numbered_lines(path):
-        name = line.strip()
-        if not _LIST_LINE.fullmatch(name):
-            raise DataError(
-                f"{path} line {line_number}: expected one image file name, got {name[:80]!r}: "
-                "write one name per line"
-            )
+        name = list_line(path, line_number, line)
         if name in names:
             raise DataError(
                 f"{path} line {line_number}: {name} is listed twice, expected once: remove one"
@@ -56,25 +56,67 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
     Raises:
         DataError: the file is missing, not UTF-8, or holds nothing but blank lines.
     """
-    lines = list(enumerate(_text(path).split("\n"), start=1))
+    lines = list(enumerate(read_text(path).split("\n"), start=1))
     filled = [(number, line) for number, line in lines if line.strip()]
     if not filled:
         raise DataError(f"{path} expects at least one line and is empty: restore the file")
     yield from filled
 
 
-def _text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """Read a UTF-8 file, with or without a byte order mark.
+
+    Raises:
+        DataError: the file is missing, no file, or not UTF-8.
+    """
     try:
         return path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise DataError(f"{path} is missing: expected a text file, restore it") from None
+    except OSError as error:
+        reason = "is missing" if isinstance(error, FileNotFoundError) else "cannot be read"
+        raise DataError(f"{path} {reason}: expected a text file, restore it") from None
     except UnicodeDecodeError as error:
         raise DataError(
             f"{path} is not UTF-8 at byte {error.start}: save it again as UTF-8 text"
         ) from error
 
 
-def _caption_line(path: Path, line_number: int, line: str) -> tuple[str, int, str]:
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        DataError: the file is missing or no JSON; the message has line and column.
+    """
+    try:
+        return json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{path} line {error.lineno} column {error.colno} is no JSON ({error.msg}): repair it"
+        ) from None
+
+
+def parse_each(
+    items: Iterable[_Raw], parse: Callable[[_Raw], _Read]
+) -> tuple[list[_Read], list[str]]:
+    """Parse all items: the values, and what was wrong with the others.
+
+    One fault does not hide the next.
+    """
+    values: list[_Read] = []
+    faults: list[str] = []
+    for item in items:
+        try:
+            values.append(parse(item))
+        except DataError as error:
+            faults.append(str(error))
+    return values, faults
+
+
+def caption_line(path: Path, line_number: int, line: str) -> tuple[str, int, str]:
+    """Take image, number and caption from a line of a token file.
+
+    Raises:
+        DataError: the line is malformed.
+    """
     match = _CAPTION_LINE.fullmatch(line)
     if match is None:
         raise DataError(
@@ -82,3 +124,18 @@ def _caption_line(path: Path, line_number: int, line: str) -> tuple[str, int, st
             f"{line[:80]!r}: repair the line, two may be glued together"
         )
     return match[1], int(match[2]), match[3].strip()
+
+
+def list_line(path: Path, line_number: int, line: str) -> str:
+    """Take the image name from a line of a list.
+
+    Raises:
+        DataError: the line is no file name.
+    """
+    name = line.strip()
+    if not _LIST_LINE.fullmatch(name):
+        raise DataError(
+            f"{path} line {line_number}: expected one image file name, got {name[:80]!r}: "
+            "write one name per line"
+        )
+    return name
