@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.datastructures import State
 
 from app import answers, forms, problems
 from app.batching import Closed, DeadlineExceeded, Overloaded
@@ -15,6 +16,7 @@ from app.health import Health, NotReady, Report
 from app.problems import InvalidRequest
 from app.schemas import (
     REQUEST_BODY,
+    REQUEST_TIMEOUT,
     CaptionedImage,
     CaptionResponse,
     CheckpointList,
@@ -35,8 +37,8 @@ _WHOLE_REQUEST = (Overloaded, NotReady, Closed, DeadlineExceeded)  # not the fau
 _CAPTION_PROBLEMS = (
     "malformed_body", "unauthorised", "slow_body", "body_too_large", "too_many_pixels",
     "unsupported_encoding", "unsupported_media_type", "unsupported_image", "undecodable_image",
-    "too_many_images", "invalid_request", "internal_error", "overloaded", "not_ready",
-    "deadline_exceeded",
+    "too_many_images", "invalid_request", "too_many_requests", "internal_error", "overloaded",
+    "not_ready", "deadline_exceeded",
 )  # fmt: skip
 
 
@@ -67,17 +69,16 @@ TheDoor = Annotated[Door, Depends(_door)]
     description="One to many images in, for each a sentence out, in the same order.",
     response_model=CaptionResponse,
     responses=problems.openapi_responses(*_CAPTION_PROBLEMS),
-    openapi_extra={"requestBody": REQUEST_BODY},
+    openapi_extra={"requestBody": REQUEST_BODY, "parameters": [REQUEST_TIMEOUT]},
 )
 async def caption_images(
     request: Request, door: TheDoor, query: Annotated[Options, Query()]
 ) -> Response:
     """Answer ``POST /v1/captions``."""
-    deadline_s = request.state.arrived_s + door.settings.deadline_s
     wanted = await forms.read(request, query, door.settings.max_images)
     _check_n_best(wanted.options, door.service)
     with door.service.holding(len(wanted.uploads)):
-        results = await _results(wanted, deadline_s, request.state.request_id, door)
+        results = await _results(wanted, request.state, door)
     return answers.as_json(
         CaptionResponse(
             request_id=request.state.request_id,
@@ -94,23 +95,21 @@ def _check_n_best(options: Options, service: CaptionService) -> None:
         raise InvalidRequest([{"loc": ["n_best"], "msg": message}])
 
 
-async def _results(
-    wanted: Wanted, deadline_s: float, request_id: str, door: Door
-) -> list[CaptionedImage | RefusedImage]:
-    journeys = [_outcome(door.service, upload, deadline_s) for upload in wanted.uploads]
+async def _results(wanted: Wanted, state: State, door: Door) -> list[CaptionedImage | RefusedImage]:
+    journeys = [_outcome(door.service, upload, state) for upload in wanted.uploads]
     outcomes = await asyncio.gather(*journeys)
     _count(outcomes, door.telemetry)
     _raise_what_concerns_all(outcomes)
     return [
-        answers.result(upload, outcome, wanted.options, request_id)
+        answers.result(upload, outcome, wanted.options, state.request_id)
         for upload, outcome in zip(wanted.uploads, outcomes, strict=True)
     ]
 
 
-async def _outcome(service: CaptionService, upload: Upload, deadline_s: float) -> "Outcome":
+async def _outcome(service: CaptionService, upload: Upload, state: State) -> "Outcome":
     """Give the captions of one upload, or what went wrong with it: the others go on."""
     try:
-        return await service.caption(upload.data, deadline_s)
+        return await service.caption(upload.data, state.deadline_s, state.stages.note)
     except Exception as error:  # noqa: BLE001 - becomes this image's problem or the request's
         return error
 
@@ -136,7 +135,9 @@ def _raise_what_concerns_all(outcomes: "list[Outcome]") -> None:
 @router.get(
     "/v1/models",
     summary="List the checkpoints served",
-    responses=problems.openapi_responses("unauthorised", "not_ready"),
+    responses=problems.openapi_responses(
+        "unauthorised", "invalid_request", "too_many_requests", "overloaded", "not_ready"
+    ),
 )
 async def list_checkpoints(door: TheDoor) -> CheckpointList:
     """Answer ``GET /v1/models``."""

@@ -12,6 +12,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
+from app.ceiling import Ceiling
+
 In = TypeVar("In")
 Out = TypeVar("Out")
 
@@ -37,11 +39,18 @@ class Closed(Exception):
     retry_after_s = 1
 
 
+class DoesNotFit(Exception):
+    """``run`` could not hold so many items at once; fewer may fit."""
+
+
 class Watcher(Protocol):
     """Who wants to know what the batcher does. Each call is quick and does not raise."""
 
-    def dispatched(self, waits_s: Sequence[float]) -> None:
-        """Take note of a batch that leaves the queue: the wait of each of its items."""
+    def dispatched(self, waits_s: Sequence[float], reason: str) -> None:
+        """Take note of a batch that leaves the queue: the wait of each of its items, and why now.
+
+        It is ``full``, or the device is ``free``.
+        """
 
     def cancelled(self, stage: str) -> None:
         """Take note of a caller who left while its item was in ``queue`` or ``batch``."""
@@ -59,9 +68,13 @@ class MicroBatcher(Generic[In, Out]):
     """Batching nobody notices: ``await submit(item, deadline_s)`` answers for that item alone.
 
     Args:
-        run: Answers a list of items with a list of the same length and order.
+        run: Answers a list of items with a list of the same length and order. It raises DoesNotFit
+            where fewer might do, Closed where nothing will do any more, and anything else where an
+            item is at fault.
         max_batch: Most items in one call of ``run``.
         max_queue: Most items that wait.
+        max_queue_bytes: Most bytes that wait, as ``weigh`` tells.
+        weigh: Gives the bytes of an item.
         watcher: Told about dispatches and callers who left.
         on_crash: Called when the worker itself dies, which is a bug; everything that waited has
             failed by then.
@@ -73,12 +86,16 @@ class MicroBatcher(Generic[In, Out]):
         *,
         max_batch: int,
         max_queue: int,
+        max_queue_bytes: float = math.inf,
+        weigh: Callable[[In], int] = lambda _: 0,
         watcher: Watcher | None = None,
         on_crash: Callable[[BaseException], None] = lambda _: None,
     ) -> None:
         self._run = run
-        self._max_batch = max_batch
+        self._ceiling = Ceiling(max_batch)
         self._max_queue = max_queue
+        self._max_queue_bytes = max_queue_bytes
+        self._weigh = weigh
         self._watcher = watcher
         self._on_crash = on_crash
         self._queue: deque[_Item[In, Out]] = deque()
@@ -92,6 +109,11 @@ class MicroBatcher(Generic[In, Out]):
     def depth(self) -> int:
         """How many items wait."""
         return len(self._queue)
+
+    @property
+    def ceiling(self) -> int:
+        """How many items a batch may have now."""
+        return self._ceiling.now
 
     def start(self) -> None:
         """Start the worker. Items submitted earlier have waited for it."""
@@ -146,13 +168,17 @@ class MicroBatcher(Generic[In, Out]):
     def _enqueue(self, value: In, deadline_s: float) -> _Item[In, Out]:
         if self._closed:
             raise Closed
-        if self.depth >= self._max_queue:
+        if self.depth >= self._max_queue or not self._bytes_fit(value):
             raise Overloaded(self.retry_after_s())
         loop = asyncio.get_running_loop()
         item = _Item[In, Out](value, deadline_s, loop.time(), loop.create_future())
         self._queue.append(item)
         self._wake.set()
         return item
+
+    def _bytes_fit(self, value: In) -> bool:
+        waiting_bytes = sum(self._weigh(item.value) for item in self._queue)
+        return waiting_bytes + self._weigh(value) <= self._max_queue_bytes
 
     def _forget(self, item: _Item[In, Out]) -> None:
         # Once a caller has left, its place is free at once: dead callers must not fill the queue.
@@ -173,21 +199,35 @@ class MicroBatcher(Generic[In, Out]):
     def _take(self) -> bool:
         """Move live items from the queue to the batch; say whether there are any."""
         self._batch = []
-        while self._queue and len(self._batch) < self._max_batch:
+        while self._queue and len(self._batch) < self._ceiling.now:
             self._batch += _live([self._queue.popleft()])
         if self._batch and self._watcher is not None:
             now_s = asyncio.get_running_loop().time()
-            self._watcher.dispatched([now_s - item.arrived_s for item in self._batch])
+            reason = "full" if len(self._batch) == self._ceiling.now else "free"
+            self._watcher.dispatched([now_s - item.arrived_s for item in self._batch], reason)
         return bool(self._batch)
 
-    async def _answer(self, batch: list[_Item[In, Out]]) -> None:
+    async def _answer(self, batch: list[_Item[In, Out]], *, again: bool = False) -> None:
         try:
             answers = await self._timed_run([item.value for item in batch])
+        except Closed:
+            self._closed = True
+            self._fail_all()
+        except DoesNotFit:
+            await self._try_smaller(batch, again=again)
         except Exception as error:  # noqa: BLE001 - whatever it is belongs to the item that caused it
             await self._bisect(batch, error)
         else:
             for item, answer in zip(batch, answers, strict=True):
                 _resolve(item, answer)
+
+    async def _try_smaller(self, batch: list[_Item[In, Out]], *, again: bool) -> None:
+        """Halve a batch that did not fit; an item that did not fit alone gets one more try."""
+        self._ceiling.halve(len(batch))
+        if len(batch) > 1 or again:
+            await self._bisect(batch, Overloaded(self.retry_after_s()))
+        else:
+            await self._answer(batch, again=True)
 
     async def _timed_run(self, values: list[In]) -> Sequence[Out]:
         loop = asyncio.get_running_loop()
@@ -196,6 +236,7 @@ class MicroBatcher(Generic[In, Out]):
         if len(answers) != len(values):
             raise RuntimeError(f"run was given {len(values)} items and answered {len(answers)}")
         self._measure((loop.time() - started_s) / len(values))
+        self._ceiling.held()
         return answers
 
     def _measure(self, seconds_per_item: float) -> None:

@@ -63,8 +63,8 @@ def _complain(error: object, *, code: int = 1) -> int:
 
 
 def _serve(options: argparse.Namespace, settings: Settings) -> int:  # noqa: ARG001
+    from app.logs import configure_logging  # noqa: PLC0415
     from app.main import serve  # noqa: PLC0415
-    from app.telemetry import configure_logging  # noqa: PLC0415
 
     configure_logging(settings.log_level)
     return serve(settings)

@@ -23,12 +23,13 @@ from starlette.exceptions import HTTPException
 
 from app import api, problems
 from app.api import Door
+from app.exchange import RequestTelemetry
 from app.health import Health, State
 from app.limits import Admission
 from app.problems import Problems
 from app.service import CaptionService
 from app.settings import Settings
-from app.telemetry import RequestTelemetry, Telemetry
+from app.telemetry import Telemetry
 
 if TYPE_CHECKING:
     from app.captioner.pipeline import Captioner
@@ -102,6 +103,7 @@ def _door(settings: Settings, load: "Callable[[], Captioner]") -> Door:
     health = Health(stuck_after_s=settings.stuck_after_s)
     service = CaptionService(load, settings=settings, health=health, telemetry=telemetry)
     telemetry.queue_depth.set_function(lambda: service.depth)
+    telemetry.batch_ceiling.set_function(lambda: service.batch_ceiling)
     telemetry.ready.set_function(lambda: health.readyz().ok)
     return Door(settings, service, health, telemetry)
 

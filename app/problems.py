@@ -9,7 +9,8 @@ Exception                                 status  code
 │   ├── EncodedBody                          415  unsupported_encoding
 │   ├── UnsupportedMediaType                 415  unsupported_media_type
 │   ├── TooManyImages                        422  too_many_images
-│   └── InvalidRequest                       422  invalid_request
+│   ├── InvalidRequest                       422  invalid_request
+│   └── TooManyRequests                      429  too_many_requests
 ├── HTTPException (404)                      404  not_found
 ├── HTTPException (405)                      405  method_not_allowed
 ├── ImageError                                    one image is at fault
@@ -96,6 +97,15 @@ class InvalidRequest(Refusal):
         ]
 
 
+class TooManyRequests(Refusal):
+    """One key has ``limit`` requests in flight already."""
+
+    def __init__(self, limit: int, retry_after_s: int) -> None:
+        super().__init__(limit)
+        self.limit = limit
+        self.retry_after_s = retry_after_s
+
+
 @dataclass(frozen=True)
 class Kind:
     """What every problem of one code has in common."""
@@ -137,6 +147,9 @@ KINDS: dict[type[Exception], Kind] = {
         422, "too_many_images", "Too many images", "Send fewer images per request."
     ),
     InvalidRequest: Kind(422, "invalid_request", "Invalid request", "A value is missing or wrong."),
+    TooManyRequests: Kind(
+        429, "too_many_requests", "Too many requests", "This key has too many in flight; wait."
+    ),
     ImageTooLarge: Kind(
         413, ImageTooLarge.code, "Too many pixels", "The image has too many pixels."
     ),

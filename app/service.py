@@ -9,13 +9,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 import structlog
 
-from app.batching import DeadlineExceeded, MicroBatcher, Overloaded
-from app.captioner.errors import CheckpointError
+from app.batching import Closed, DeadlineExceeded, DoesNotFit, MicroBatcher, Overloaded
+from app.captioner.errors import CheckpointError, DeviceFault, OutOfMemory
 from app.health import Health
 from app.settings import Settings
 from app.telemetry import Telemetry
@@ -26,7 +27,21 @@ if TYPE_CHECKING:  # the workshop brings torch, which whoever only asks for our 
     from app.captioner.pipeline import Caption, Captioner
 
 Result = TypeVar("Result")
+OnStage = Callable[[str, float, float], None]
+_MOST_MISFITS = 6  # single images in a row that did not fit
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class _Captioned:
+    """The candidates of one image, and when the stages of its batch began and ended."""
+
+    candidates: "tuple[Caption, ...]"
+    stages: tuple[tuple[str, float, float], ...]
+
+
+def _nobody(stage: str, began_s: float, ended_s: float) -> None:
+    """Take no note of a stage."""
 
 
 class CaptionService:
@@ -56,10 +71,13 @@ class CaptionService:
         self._decoders = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
         self._inference = ThreadPoolExecutor(1, thread_name_prefix="inference")
         self._starting: asyncio.Task[None] | None = None
-        self._batcher: MicroBatcher[Tensor, tuple[Caption, ...]] = MicroBatcher(
+        self._misfits = 0
+        self._batcher: MicroBatcher[Tensor, _Captioned] = MicroBatcher(
             self._run_batch,
             max_batch=settings.max_batch,
             max_queue=settings.max_queue,
+            max_queue_bytes=settings.max_queue_bytes,
+            weigh=lambda image: image.nbytes,
             watcher=telemetry,
             on_crash=self._batcher_crashed,
         )
@@ -75,6 +93,11 @@ class CaptionService:
     def depth(self) -> int:
         """How many images wait for a batch."""
         return self._batcher.depth
+
+    @property
+    def batch_ceiling(self) -> int:
+        """How many images a batch may have now."""
+        return self._batcher.ceiling
 
     # The journey
 
@@ -93,12 +116,15 @@ class CaptionService:
         finally:
             self._held -= images
 
-    async def caption(self, data: bytes, deadline_s: float) -> "tuple[Caption, ...]":
+    async def caption(
+        self, data: bytes, deadline_s: float, on_stage: OnStage = _nobody
+    ) -> "tuple[Caption, ...]":
         """Caption one upload.
 
         Args:
             data: A JPEG, PNG or WebP file.
             deadline_s: The moment on the loop's clock after which nobody wants the answer.
+            on_stage: Told when ``decode``, ``queue``, ``encode`` and ``search`` began and ended.
 
         Returns:
             The candidates, best first.
@@ -109,8 +135,15 @@ class CaptionService:
             DeadlineExceeded: It took too long.
             Closed: The service is going away.
         """
+        arrived_s = time.monotonic()
         image = await self._read(data, deadline_s)
-        return await self._batcher.submit(image, deadline_s)
+        decoded_s = time.monotonic()
+        captioned = await self._batcher.submit(image, deadline_s)
+        on_stage("decode", arrived_s, decoded_s)
+        on_stage("queue", decoded_s, captioned.stages[0][1])
+        for stage in captioned.stages:
+            on_stage(*stage)
+        return captioned.candidates
 
     def retry_after_s(self) -> int:
         """Estimate when the images held now will be done."""
@@ -132,12 +165,33 @@ class CaptionService:
     def _decode(self, data: bytes) -> "Tensor":
         return self.captioner.read(data, max_pixels=self._settings.max_pixels)
 
-    async def _run_batch(self, images: "list[Tensor]") -> "Sequence[tuple[Caption, ...]]":
-        return await self._in_inference_thread(partial(self._forward, images))
+    async def _run_batch(self, images: "list[Tensor]") -> "Sequence[_Captioned]":
+        try:
+            captioned = await self._in_inference_thread(partial(self._forward, images))
+        except OutOfMemory:
+            self._telemetry.out_of_memory.inc()
+            self._note_misfit(len(images))
+            raise DoesNotFit from None
+        except DeviceFault:
+            log.exception("device_fault")
+            self._health.fail("device_fault")
+            raise Closed from None
+        self._misfits = 0
+        return captioned
 
-    def _forward(self, images: "list[Tensor]") -> "Sequence[tuple[Caption, ...]]":
-        with self._telemetry.inference_duration.time():
-            return self.captioner.caption(images)
+    def _note_misfit(self, images: int) -> None:
+        """Give up once not even single images fit: whoever holds the memory may be ourselves."""
+        log.warning("out_of_memory", images=images)
+        self._misfits += images == 1
+        if self._misfits >= _MOST_MISFITS:
+            self._health.fail("out_of_memory")
+
+    def _forward(self, images: "list[Tensor]") -> "Sequence[_Captioned]":
+        stages: list[tuple[str, float, float]] = []
+        answers = self.captioner.caption(images, on_stage=lambda *stage: stages.append(stage))
+        for stage, began_s, ended_s in stages:
+            self._telemetry.inference_duration.labels(stage).observe(ended_s - began_s)
+        return [_Captioned(candidates, tuple(stages)) for candidates in answers]
 
     async def _in_inference_thread(self, job: Callable[[], Result]) -> Result:
         def beating() -> Result:

@@ -49,7 +49,9 @@ class Settings(BaseSettings):
     max_images: Count = 16
     max_inflight_requests: Count = 256
     max_inflight_bytes: Count = 256 * 2**20
+    max_inflight_per_key: Count = 64
     max_queue: Count = 128
+    max_queue_bytes: Count = 64 * 2**20
     max_batch: Count = 8
     decode_threads: Count = 2
     torch_threads: Annotated[int, Field(ge=0)] = 0

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
 
@@ -20,6 +21,14 @@ IMAGE_ERRORS = {
 }
 
 
+class Pixels(bytes):
+    """What a tensor is to the queue: so many bytes."""
+
+    @property
+    def nbytes(self):
+        return len(self)
+
+
 class FakeCaptioner:
     """Says of each upload what its bytes say; ``gate`` holds the inference thread."""
 
@@ -36,20 +45,26 @@ class FakeCaptioner:
         self.batches = []
         self.warmed = []
         self.golden_error = None
+        self.device_errors = []  # raised by the next batches, one each
 
     def read(self, data, *, max_pixels):
         if len(data) > max_pixels:
             raise IMAGE_ERRORS[b"bomb"]
         if data in IMAGE_ERRORS:
             raise IMAGE_ERRORS[data]
-        return data
+        return Pixels(data)
 
-    def caption(self, images):
+    def caption(self, images, *, on_stage=lambda *_: None):
         self.batches.append(list(images))
         self.entered.set()
         self.gate.wait(10)
         if b"poison" in images:
             raise RuntimeError("secret at 0x7f00deadbeef")
+        for error in self.device_errors[:1]:
+            del self.device_errors[0]
+            raise error
+        for number, stage in enumerate(("encode", "search")):
+            on_stage(stage, time.monotonic() + number, time.monotonic() + number + 1)
         return [tuple(_caption(image.decode(), k) for k in range(3)) for image in images]
 
     def warm_up(self, batch_sizes):

@@ -316,6 +316,7 @@ async def test_openapi_describes_every_form_and_every_problem():
         "n_best",
         "words",
         "attention",
+        "X-Request-Timeout",
     }
 
 

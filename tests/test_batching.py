@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.batching import Closed, DeadlineExceeded, MicroBatcher, Overloaded
+from app.batching import Closed, DeadlineExceeded, DoesNotFit, MicroBatcher, Overloaded
+from app.ceiling import Ceiling
 
 FAR_S = 1e9
 
@@ -33,10 +34,11 @@ class Squares:
 
 class Watched:
     def __init__(self):
-        self.sizes, self.left = [], []
+        self.sizes, self.reasons, self.left = [], [], []
 
-    def dispatched(self, waits_s):
+    def dispatched(self, waits_s, reason):
         self.sizes.append(len(waits_s))
+        self.reasons.append(reason)
 
     def cancelled(self, stage):
         self.left.append(stage)
@@ -250,8 +252,8 @@ async def test_a_batcher_that_never_started_fails_what_waits():
 
 async def test_a_crash_of_the_worker_fails_everybody_and_is_reported():
     class Clumsy(Watched):
-        def dispatched(self, waits_s):
-            raise KeyError(waits_s)
+        def dispatched(self, waits_s, reason):
+            raise KeyError(waits_s, reason)
 
     crashes = []
     batcher = MicroBatcher(
@@ -264,3 +266,102 @@ async def test_a_crash_of_the_worker_fails_everybody_and_is_reported():
     with pytest.raises(Closed):
         await batcher.submit(3, FAR_S)
     assert [type(error) for error in crashes] == [KeyError]
+
+
+# Bytes
+
+
+async def test_the_bytes_that_wait_are_bounded_too():
+    run = Squares()
+    async with batching(run, max_queue_bytes=10, weigh=lambda number: number) as batcher:
+        first = await busy(batcher, run)
+        waiting = await submit_all(batcher, [6, 4])
+        with pytest.raises(Overloaded):
+            await batcher.submit(1, FAR_S)
+        waiting[1].cancel()
+        await asyncio.wait({waiting[1]})
+        (comes,) = await submit_all(batcher, [3])
+        run.gate.set()
+        assert await asyncio.gather(first, waiting[0], comes) == [1, 36, 9]
+
+
+# Memory of the device
+
+
+class Small(Squares):
+    """A device that holds ``room`` items at once."""
+
+    room = 2
+
+    async def __call__(self, numbers):
+        answers = await super().__call__(numbers)
+        if len(numbers) > self.room:
+            raise DoesNotFit
+        return answers
+
+
+async def test_a_batch_that_does_not_fit_is_halved_and_nobody_notices():
+    run = Small()
+    async with batching(run, max_batch=8) as batcher:
+        first = await busy(batcher, run)
+        callers = await submit_all(batcher, range(2, 12))
+        run.gate.set()
+        assert await asyncio.gather(first, *callers) == [n**2 for n in range(1, 12)]
+        assert batcher.ceiling == 2
+    assert [len(batch) for batch in run.batches] == [1, 8, 4, 2, 2, 4, 2, 2, 2]
+
+
+async def test_a_lone_item_that_does_not_fit_gets_one_more_try():
+    run = Small()
+    run.room = 0
+    async with batching(run) as batcher:
+        with pytest.raises(Overloaded) as refusal:
+            await batcher.submit(3, FAR_S)
+        assert refusal.value.retry_after_s >= 1
+        assert run.batches == [[3], [3]]
+        run.room = 1
+        assert await batcher.submit(4, FAR_S) == 16
+
+
+def test_a_ceiling_halves_at_once_and_comes_back_slowly():
+    ceiling = Ceiling(8)
+    ceiling.halve(8)
+    assert ceiling.now == 4
+    for _ in range(99):
+        ceiling.held()
+    assert ceiling.now == 4
+    ceiling.held()
+    assert ceiling.now == 5
+    for _ in range(1000):
+        ceiling.held()
+    assert ceiling.now == 8
+    ceiling.halve(3)
+    assert ceiling.now == 1
+    ceiling.halve(1)
+    assert ceiling.now == 1
+
+
+async def test_a_device_that_is_gone_is_not_asked_again():
+    batches = []
+
+    async def gone(numbers):
+        batches.append(numbers)
+        raise Closed
+
+    async with batching(gone, max_batch=2) as batcher:
+        callers = await submit_all(batcher, [1, 2, 3])
+        answers = await asyncio.gather(*callers, return_exceptions=True)
+        assert {type(answer) for answer in answers} == {Closed}
+        with pytest.raises(Closed):
+            await batcher.submit(4, FAR_S)
+    assert batches == [[1, 2]]
+
+
+async def test_a_batch_leaves_because_it_is_full_or_the_device_is_free():
+    run, watched = Squares(), Watched()
+    async with batching(run, max_batch=2, watcher=watched) as batcher:
+        first = await busy(batcher, run)
+        callers = await submit_all(batcher, [2, 3, 4])
+        run.gate.set()
+        await asyncio.gather(first, *callers)
+    assert watched.reasons == ["free", "full", "free"]

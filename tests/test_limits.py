@@ -11,7 +11,7 @@ from pydantic import SecretStr
 from starlette.datastructures import Headers
 from test_api import RAW, captions, problem
 
-from app.limits import Keys
+from app.keys import Keys
 from app.problems import Unauthorised
 
 KEYS = (SecretStr("old"), SecretStr("new"))
@@ -277,3 +277,73 @@ async def test_a_client_that_asks_first_is_refused_without_being_told_to_continu
         status = await reader.readline()
         writer.close()
     assert status.startswith(b"HTTP/1.1 413 ")
+
+
+# Callers
+
+
+async def test_one_key_cannot_take_all_the_room():
+    captioner = FakeCaptioner()
+    old, new = ({**RAW, "x-api-key": key} for key in ("old", "new"))
+    async with serving(captioner, api_keys=KEYS, max_inflight_per_key=1) as client:
+        captioner.gate.clear()
+        first = asyncio.create_task(client.post("/v1/captions", content=b"1", headers=old))
+        await asyncio.to_thread(captioner.entered.wait)
+        refused = await client.post("/v1/captions", content=b"2", headers=old)
+        other = asyncio.create_task(client.post("/v1/captions", content=b"3", headers=new))
+        captioner.gate.set()
+        assert captions(await first) == ["1"]
+        assert captions(await other) == ["3"]
+        after = await client.post("/v1/captions", content=b"4", headers=old)
+    told = problem(refused, 429, "too_many_requests")
+    assert told["limit"] == 1
+    assert int(refused.headers["retry-after"]) == told["retry_after"] >= 1
+    assert captions(after) == ["4"]
+
+
+async def test_without_keys_there_is_no_limit_per_key():
+    captioner = FakeCaptioner()
+    async with serving(captioner, max_inflight_per_key=1) as client:
+        captioner.gate.clear()
+        callers = [
+            asyncio.create_task(client.post("/v1/captions", content=b"1", headers=RAW))
+            for _ in range(3)
+        ]
+        await asyncio.to_thread(captioner.entered.wait)
+        captioner.gate.set()
+        assert [captions(await caller) for caller in callers] == [["1"]] * 3
+
+
+# Patience
+
+
+@pytest.mark.parametrize(("asked", "waits"), [("0.05", True), ("99", False)])
+async def test_a_caller_may_wait_for_less_than_the_limit_but_not_for_more(asked, waits):
+    captioner = FakeCaptioner()
+    limit_s = 20 if waits else 0.05
+    async with serving(captioner, deadline_s=limit_s, body_timeout_s=limit_s) as client:
+        captioner.gate.clear()
+        async with asyncio.timeout(10):
+            answer = await client.post(
+                "/v1/captions", content=b"1", headers={**RAW, "x-request-timeout": asked}
+            )
+        captioner.gate.set()
+    problem(answer, 504, "deadline_exceeded")
+
+
+@pytest.mark.parametrize("asked", ["soon", "-1", "0", "nan", ""])
+async def test_a_patience_that_is_no_number_of_seconds_is_refused(asked):
+    async with serving() as client:
+        answer = await client.post(
+            "/v1/captions", content=b"1", headers={**RAW, "x-request-timeout": asked}
+        )
+    assert problem(answer, 422, "invalid_request")["errors"][0]["field"] == "x-request-timeout"
+
+
+async def test_a_body_that_comes_after_the_callers_own_deadline_is_not_waited_for():
+    asked = [(b"x-request-timeout", b"0.05")]
+    async with serving() as client:
+        status, _ = await ask(
+            client.app, piece(b"x", more=True), headers=asked, hold=asyncio.Event()
+        )
+    assert status == 504

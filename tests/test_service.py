@@ -7,9 +7,9 @@ import time
 import pytest
 from fake import FakeCaptioner, serving
 from structlog.testing import capture_logs
-from test_api import RAW, captions
+from test_api import RAW, as_json, captions
 
-from app.captioner.errors import CheckpointError
+from app.captioner.errors import CheckpointError, DeviceFault, OutOfMemory
 from app.main import create_app, usable_cores
 from app.settings import Settings
 
@@ -192,3 +192,51 @@ def test_a_quota_of_the_container_bounds_the_cores(tmp_path):
     assert usable_cores(quota) == 1
     quota.write_text("99900000 100000\n")
     assert usable_cores(quota) == everything
+
+
+# The device
+
+
+async def test_a_batch_that_does_not_fit_is_split_and_every_image_is_captioned():
+    captioner = FakeCaptioner()
+    captioner.device_errors = [OutOfMemory()]
+    async with serving(captioner, max_batch=4) as client:
+        service = client.app.state.door.service
+        captioner.gate.clear()
+        callers = [asyncio.create_task(service.caption(b"%d" % n, deadline_s())) for n in range(3)]
+        await asyncio.to_thread(captioner.entered.wait)
+        captioner.gate.set()
+        answers = await asyncio.gather(*callers)
+        assert service.batch_ceiling < 4
+        metrics = (await client.get("/metrics")).text
+        live = await client.get("/livez")
+    assert [answer[0].text for answer in answers] == ["0", "1", "2"]
+    assert "caption_out_of_memory_total 1.0" in metrics
+    assert live.status_code == 200
+
+
+async def test_a_device_that_holds_not_even_one_image_is_given_up():
+    captioner = FakeCaptioner()
+    captioner.device_errors = [OutOfMemory() for _ in range(6)]
+    async with serving(captioner) as client:
+        answers = [await client.post("/v1/captions", content=b"a", headers=RAW) for _ in range(3)]
+        live = await client.get("/livez")
+    assert [answer.json()["code"] for answer in answers] == ["overloaded"] * 3
+    assert {answer.status_code for answer in answers} == {503}
+    assert all("retry-after" in answer.headers for answer in answers)
+    assert (live.status_code, live.json()["reason"]) == (503, "out_of_memory")
+
+
+async def test_a_device_fault_ends_the_life_and_sends_callers_elsewhere():
+    captioner = FakeCaptioner()
+    captioner.device_errors = [DeviceFault("secret")]
+    async with serving(captioner) as client:
+        answer = await client.post("/v1/captions", json=as_json(b"1", b"2"))
+        probes = [await client.get(path) for path in ("/livez", "/readyz", "/startupz")]
+        late = await client.post("/v1/captions", content=b"a", headers=RAW)
+    assert (answer.status_code, answer.json()["code"]) == (503, "not_ready")
+    assert int(answer.headers["retry-after"]) >= 1
+    assert [probe.status_code for probe in probes] == [503] * 3
+    assert {probe.json()["reason"] for probe in probes} == {"device_fault"}
+    assert late.status_code == 503
+    assert len(captioner.batches) == 1  # nobody asks a device that is gone again

@@ -11,9 +11,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from structlog.testing import capture_logs
 from test_api import RAW
 
+from app.exchange import _trace_context
 from app.main import create_app
 from app.settings import Settings
-from app.telemetry import _trace_context
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 SPAN = "b7ad6b7169203331"
@@ -38,11 +38,13 @@ async def test_a_caption_leaves_its_trace_in_every_metric_of_the_journey():
     for name in (
         "caption_decode_duration_seconds_count",
         "caption_queue_wait_seconds_count",
-        "caption_inference_duration_seconds_count",
         "caption_batch_size_sum",
         "caption_ready",
     ):
         assert samples[(name,)] == 1, name
+    for stage in ("encode", "search"):
+        assert samples["caption_inference_duration_seconds_count", stage] == 1
+    assert samples["caption_batches_total", "free"] == 1
     for name in ("caption_queue_depth", "caption_inflight_requests", "caption_inflight_bytes"):
         assert samples[(name,)] == 0, name
     assert samples["caption_checkpoint_info", "1", "abc", "tiny"] == 1
@@ -90,7 +92,11 @@ async def test_names_of_metrics_follow_the_conventions():
 async def test_an_answer_tells_how_long_it_took():
     async with serving() as client:
         answer = await client.post("/v1/captions", content=b"a", headers=RAW)
-    assert re.fullmatch(r"total;dur=\d+\.\d", answer.headers["server-timing"])
+        other = await client.get("/livez")
+    stages = dict(re.findall(r"(\w+);dur=(\d+\.\d)(?:, |$)", answer.headers["server-timing"]))
+    assert list(stages) == ["decode", "queue", "encode", "search", "total"]
+    assert float(stages["encode"]) == float(stages["search"]) == 1000
+    assert re.fullmatch(r"total;dur=\d+\.\d", other.headers["server-timing"])
 
 
 async def test_a_request_is_one_line_of_log():
@@ -139,7 +145,7 @@ def test_a_trace_context_is_taken_when_valid(traceparent, ids):
 def test_logs_are_json_lines_on_stdout_and_so_are_those_of_libraries():
     program = (
         "import logging, structlog, warnings\n"
-        "from app.telemetry import configure_logging\n"
+        "from app.logs import configure_logging\n"
         "configure_logging('info')\n"
         "with structlog.contextvars.bound_contextvars(request_id='abc'):\n"
         "    structlog.get_logger().info('ours', number=1)\n"

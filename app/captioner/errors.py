@@ -5,7 +5,9 @@ CaptionerError
 │   ├── UnsupportedImage  the bytes are of a format we do not read
 │   ├── ImageTooLarge     the header declares more pixels than allowed
 │   └── UndecodableImage  the format is right, the content is broken
-└── CheckpointError       a directory of the model store cannot be trusted
+├── CheckpointError       a directory of the model store cannot be trusted
+├── OutOfMemory           the batch does not fit into the device; a smaller one may
+└── DeviceFault           the device has failed for good
 """
 
 
@@ -39,3 +41,11 @@ class UndecodableImage(ImageError):
 
 class CheckpointError(CaptionerError):
     """A checkpoint directory is missing, damaged, or not what its manifest says."""
+
+
+class OutOfMemory(CaptionerError):
+    """The batch does not fit into the device; a smaller one may."""
+
+
+class DeviceFault(CaptionerError):
+    """The device has failed for good; only a new process can use it."""

@@ -4,8 +4,10 @@ B images, K beams, T steps, R regions, S side of the network's square
 """
 
 import math
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -14,12 +16,18 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from app.captioner import beam, checkpoint, image
+from app.captioner import beam, checkpoint, device, image
 from app.captioner.checkpoint import Checkpoint
 from app.captioner.errors import CheckpointError
 from app.captioner.vocabulary import BOS, EOS, PAD, UNK
 
 GOLDEN_MAX_PIXELS = 4_000_000
+
+OnStage = Callable[[str, float, float], None]
+
+
+def _nobody(stage: str, began_s: float, ended_s: float) -> None:
+    """Take no note of a stage."""
 
 
 @dataclass(frozen=True)
@@ -109,18 +117,37 @@ class Captioner:
         image_CHW = image.decode(data, at_least_px=size_px, max_pixels=max_pixels)
         return image.fit(image_CHW, size_px=size_px, how=self._geometry.fit)
 
-    @torch.inference_mode()
-    def caption(self, images: Sequence[Tensor]) -> list[tuple[Caption, ...]]:
+    def caption(
+        self, images: Sequence[Tensor], *, on_stage: OnStage = _nobody
+    ) -> list[tuple[Caption, ...]]:
         """Caption one batch.
 
         Args:
             images: from `read`.
+            on_stage: told about ``encode`` and ``search``: when each began and ended, on the
+                monotonic clock.
 
         Returns:
             Per image its candidates, best first, at most ``search.beam_width``.
+
+        Raises:
+            OutOfMemory: the batch does not fit into the device; a smaller one may.
+            DeviceFault: the device has failed for good.
         """
-        images_BCHW = torch.stack(list(images)).to(self.device)
-        return self.caption_features(self.network.encoder(images_BCHW))
+        return device.guarded(partial(self._caption_batch, images, on_stage))
+
+    @torch.inference_mode()
+    def _caption_batch(
+        self, images: Sequence[Tensor], on_stage: OnStage
+    ) -> list[tuple[Caption, ...]]:
+        began_s = time.monotonic()
+        features_BRD = self.network.encoder(torch.stack(list(images)).to(self.device))
+        device.settle(self.device)
+        encoded_s = time.monotonic()
+        captions = self.caption_features(features_BRD)
+        on_stage("encode", began_s, encoded_s)
+        on_stage("search", encoded_s, time.monotonic())
+        return captions
 
     @torch.inference_mode()
     def caption_features(self, features_BRD: Tensor) -> list[tuple[Caption, ...]]:

@@ -1,0 +1,51 @@
+"""What a device can do to us: run out of memory, or fail for good."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+
+from app.captioner.errors import DeviceFault, OutOfMemory
+
+Result = TypeVar("Result")
+_CPU_IS_FULL = "DefaultCPUAllocator"
+_CUDA_FAILED = ("CUDA error", "CUDNN_STATUS", "CUBLAS_STATUS")
+
+
+def guarded(job: Callable[[], Result]) -> Result:
+    """Run a job of torch, and say in our words what the device did to it.
+
+    Raises:
+        OutOfMemory: It did not fit. What the job held is free again, and so is torch's cache.
+        DeviceFault: The device answers nothing any more.
+        Exception: Whatever else the job raises.
+    """
+    try:
+        return job()
+    except torch.OutOfMemoryError:
+        pass
+    except RuntimeError as error:
+        if _is_fault(error):
+            raise DeviceFault("the device has failed; only a new process can use it") from error
+        if _CPU_IS_FULL not in str(error):
+            raise
+    # Here the exception is gone, and with it the frames that kept the tensors alive.
+    _empty_cache()
+    raise OutOfMemory("the batch does not fit into the memory of the device")
+
+
+def settle(device: torch.device) -> None:
+    """Wait for what was given to the device, so that a clock tells the truth."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _is_fault(error: RuntimeError) -> bool:
+    return isinstance(error, torch.AcceleratorError) or any(
+        sign in str(error) for sign in _CUDA_FAILED
+    )
+
+
+def _empty_cache() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,0 +1,129 @@
+"""Bodies in, answers out: what an ASGI server and its clients do that a layer must know.
+
+Pure ASGI: a body is counted as it comes and given on in pieces, a client that leaves cancels its
+work, and a client that is refused still gets to read why.
+"""
+
+import asyncio
+from collections import deque
+from contextlib import suppress
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.problems import BodyTooLarge
+
+_CHUNK_BYTES = 64 * 1024
+_LINGER_S = 2.0
+
+
+class Disconnected(Exception):
+    """The client has left."""
+
+
+async def counted_body(receive: Receive, limit: int) -> bytearray:
+    """Read a body and count it as it comes.
+
+    Raises:
+        BodyTooLarge: It has more than ``limit`` bytes.
+        Disconnected: The client left before its end.
+    """
+    # One growing buffer: a list of one-byte chunks would cost forty times the bytes counted.
+    body = bytearray()
+    more_body = True
+    while more_body:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise Disconnected
+        body += message.get("body", b"")
+        more_body = message.get("more_body", False)
+        if len(body) > limit:
+            raise BodyTooLarge(limit)
+    return body
+
+
+async def answer_while_connected(
+    app: ASGIApp, scope: Scope, body: "Replay", receive: Receive, send: Send
+) -> None:
+    """Run the app, and cancel it when the client leaves: its images leave the queue with it.
+
+    Raises:
+        Disconnected: The client has left.
+    """
+    answer = _Answer(send)
+    work = asyncio.ensure_future(app(scope, body, answer))
+    watch = asyncio.create_task(_until_disconnected(receive))
+    try:
+        await asyncio.wait({work, watch}, return_when=asyncio.FIRST_COMPLETED)
+        if not (work.done() or answer.complete):
+            raise Disconnected
+        await work
+    finally:
+        await _cancel(work, watch)
+
+
+class _Answer:
+    """Passes the answer on and knows when it is complete: a client may leave then."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.complete = False
+
+    async def __call__(self, message: Message) -> None:
+        """Pass a message on."""
+        body_ends = message["type"] == "http.response.body" and not message.get("more_body", False)
+        self.complete = self.complete or body_ends
+        await self._send(message)
+
+
+async def _cancel(*tasks: "asyncio.Future[None]") -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+
+
+async def _until_disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+class Replay:
+    """Gives the body that was read, in pieces that leave the event loop time to breathe."""
+
+    def __init__(self, body: bytearray) -> None:
+        view = memoryview(body)
+        starts = range(0, len(body), _CHUNK_BYTES) or range(1)
+        self._chunks = deque(bytes(view[start : start + _CHUNK_BYTES]) for start in starts)
+
+    async def __call__(self) -> Message:
+        """Give the next piece."""
+        await asyncio.sleep(0)
+        if not self._chunks:  # only the watcher knows when the client leaves, and it cancels us
+            await asyncio.get_running_loop().create_future()
+        chunk = self._chunks.popleft()
+        return {"type": "http.request", "body": chunk, "more_body": bool(self._chunks)}
+
+
+def lingering(receive: Receive, send: Send) -> Send:
+    """Give the client the answer at once, and time to stop sending before the connection closes.
+
+    Closing with unread bytes resets the connection, and the client may never see why.
+    """
+
+    async def lingering_send(message: Message) -> None:
+        if message["type"] != "http.response.body":
+            await send(message)
+            return
+        await send({**message, "more_body": True})
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LINGER_S):
+                await _discard(receive)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    return lingering_send
+
+
+async def _discard(receive: Receive) -> None:
+    more_body = True
+    while more_body:
+        message = await receive()
+        more_body = message["type"] == "http.request" and message.get("more_body", False)

@@ -1,0 +1,73 @@
+"""What a device does to us, in our words."""
+
+import gc
+import weakref
+
+import pytest
+import torch
+
+from app.captioner import device
+from app.captioner.errors import DeviceFault, OutOfMemory
+
+
+def failing(error):
+    def job():
+        raise error
+
+    return job
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
+def test_too_little_memory_is_out_of_memory(error):
+    with pytest.raises(OutOfMemory):
+        device.guarded(failing(error))
+
+
+def test_the_real_allocator_says_it_in_these_words():
+    with pytest.raises(OutOfMemory):
+        device.guarded(lambda: torch.empty(2**62, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.AcceleratorError("CUDA error: an illegal memory access was encountered"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"),
+        RuntimeError("CUDA error: device-side assert triggered"),
+    ],
+)
+def test_a_device_that_failed_for_good_is_a_fault(error):
+    with pytest.raises(DeviceFault):
+        device.guarded(failing(error))
+
+
+def test_other_errors_are_not_the_fault_of_the_device():
+    with pytest.raises(RuntimeError, match="sizes differ"):
+        device.guarded(failing(RuntimeError("sizes differ")))
+    assert device.guarded(lambda: 3) == 3
+
+
+def test_out_of_memory_lets_go_of_what_the_job_held(monkeypatch):
+    """The frames of an exception keep its tensors; the cache could not be emptied of them."""
+    held = []
+
+    def job():
+        tensor = torch.zeros(3)
+        held.append(weakref.ref(tensor))
+        raise torch.OutOfMemoryError
+
+    alive = []
+    monkeypatch.setattr(device, "_empty_cache", lambda: alive.append(held[0]() is not None))
+    gc.disable()
+    try:
+        with pytest.raises(OutOfMemory):
+            device.guarded(job)
+    finally:
+        gc.enable()
+    assert alive == [False]
