@@ -59,13 +59,16 @@ def repeated_captions(found: Survey) -> Iterator[Finding]:
     images: dict[str, set[str]] = {}
     for image, text in _training_captions(found):
         images.setdefault(" ".join(tokenise(text)), set()).add(image)
-    for text, of in sorted(images.items(), key=lambda item: -len(item[1])):
-        if len(of) >= 3 and len(of) * 20 > len(found.lists["train"]):
-            yield Finding(
-                "note",
-                f"{text!r} is the caption of {count_images(of)} of train: {some(of)}",
-                "say what tells these images apart, or the network will not",
-            )
+    enough = max(3, len(found.lists.get("train", ())) // 20)
+    often = {text: len(of) for text, of in images.items() if len(of) >= enough}
+    if often:
+        text = max(often, key=lambda each: often[each])
+        yield Finding(
+            "note",
+            f"{len(often)} captions stand under {enough} images of train or more, "
+            f"{text!r} under {often[text]}",
+            "say what tells these images apart, or the network will not",
+        )
 
 
 def single_captions(found: Survey) -> Iterator[Finding]:

@@ -2,8 +2,9 @@
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 from tqdm import tqdm
@@ -12,12 +13,15 @@ from app.captioner.beam import SearchOptions
 from app.captioner.checkpoint import Checkpoint
 from app.captioner.checkpoint import load as load_checkpoint
 from app.captioner.errors import ImageError
-from app.captioner.pipeline import Captioner
+from app.captioner.pipeline import Caption, Captioner
 from trainer.data import Example, Split, read_split, split_names
 from trainer.devices import available_device
 from trainer.errors import DataError
 from trainer.pixels import MAX_PIXELS
+from trainer.report import Evaluation, write_report
+from trainer.score import add_rules
 from trainer.scoring import Scores, score
+from trainer.tutorial import TutorialScores, tutorial_score
 
 BATCH_IMAGES = 16
 
@@ -38,20 +42,43 @@ def evaluate(
     Raises:
         DataError: an image cannot be read; the message names it.
     """
-    candidates = dict(_captions(captioner, split))
-    references = {example.image: example.captions for example in split.examples}
+    candidates = texts(say(captioner, split))
+    return scored(candidates, split, training=training), candidates
+
+
+def say(captioner: Captioner, split: Split) -> dict[str, Caption]:
+    """Give the best caption of every image of a split.
+
+    Raises:
+        DataError: an image cannot be read; the message names it.
+    """
+    return dict(_captions(captioner, split))
+
+
+def texts(captions: Mapping[str, Caption]) -> dict[str, str]:
+    """Take the words of captions."""
+    return {image: caption.text for image, caption in captions.items()}
+
+
+def scored(candidates: Mapping[str, str], split: Split, *, training: Split | None) -> Scores:
+    """Score captions of all images of a split."""
     known = None if training is None else _texts(training)
-    return score(candidates, references, training=known), candidates
+    return score(candidates, references_of(split), training=known)
 
 
-def _captions(captioner: Captioner, split: Split) -> Iterator[tuple[str, str]]:
+def references_of(split: Split) -> dict[str, tuple[str, ...]]:
+    """Give the captions people wrote for each image."""
+    return {example.image: example.captions for example in split.examples}
+
+
+def _captions(captioner: Captioner, split: Split) -> Iterator[tuple[str, Caption]]:
     examples = split.examples
     starts = range(0, len(examples), BATCH_IMAGES)
     for start in tqdm(starts, f"captions {split.name}", unit="batch"):
         batch = examples[start : start + BATCH_IMAGES]
         found = captioner.caption([_read(captioner, example) for example in batch])
         for example, candidates in zip(batch, found, strict=True):
-            yield example.image, candidates[0].text
+            yield example.image, candidates[0]
 
 
 def _read(captioner: Captioner, example: Example) -> Tensor:
@@ -80,8 +107,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", metavar="FOLDER", help="image folder, if of an unusual name")
     parser.add_argument("--captions", type=Path, metavar="FILE", help="write the captions, JSONL")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the scores as JSON")
+    parser.add_argument("--report", type=Path, metavar="DIR", help="write a page to look at there")
     parser.add_argument("--beam-width", type=int, help="in place of the checkpoint's own")
     parser.add_argument("--length-penalty", type=float, help="in place of the checkpoint's own")
+    add_rules(parser)
     parser.add_argument("--device", default=available_device())
 
 
@@ -90,15 +119,29 @@ def run(args: argparse.Namespace) -> int:
     loaded = _with_search(load_checkpoint(args.checkpoint), args)
     split = read_split(args.data, args.split, images=args.images)
     training = training_split(args.data, evaluated=args.split)
-    scores, captions = evaluate(Captioner(loaded, device=args.device), split, training=training)
+    captioner = Captioner(loaded, device=args.device)
+    captions = say(captioner, split)
+    scores = scored(texts(captions), split, training=training)
     if args.captions:
-        lines = (json.dumps({"image": name, "caption": text}) for name, text in captions.items())
+        lines = (json.dumps({"image": k, "caption": v}) for k, v in texts(captions).items())
         args.captions.write_text("".join(f"{line}\n" for line in lines))
+    if args.report:
+        print(write_report(args.report, Evaluation(captioner, split, captions, scores)))
+    other = None
+    if args.rules == "tutorial":
+        other = tutorial_score(texts(captions), references_of(split))
     if args.json:
-        args.json.write_text(json.dumps(scores.as_dict(), indent=2) + "\n")
+        args.json.write_text(json.dumps(_as_dict(scores, other), indent=2) + "\n")
     print(f"{args.checkpoint} on {args.split}, {loaded.manifest.search}")
     print(scores.table())
+    if other:
+        print(f"\n{other.table()}")
     return 0
+
+
+def _as_dict(scores: Scores, other: TutorialScores | None) -> dict[str, Any]:
+    """Keep figures by other rules under a name of their own."""
+    return {**scores.as_dict(), **({"tutorial": other.as_dict()} if other else {})}
 
 
 def _with_search(loaded: Checkpoint, args: argparse.Namespace) -> Checkpoint:

@@ -49,6 +49,18 @@ def estimates(said: Texts, expected: Texts) -> dict[str, Estimate]:
     }
 
 
+def ciders(said: Texts, expected: Texts) -> dict[str, float]:
+    """Give the CIDEr-D of each candidate; their mean is the corpus score.
+
+    Args:
+        said: as in `estimates`.
+        expected: likewise.
+    """
+    images = list(said)
+    _, cider_N = Cider().compute_score({image: expected[image] for image in images}, said)
+    return {image: float(cider) for image, cider in zip(images, cider_N, strict=True)}
+
+
 def _figures(said: Texts, expected: Texts) -> _Floats:
     """Give per image: 2 lengths, 4 counts of n-grams, 4 of clipped matches, ROUGE-L, CIDEr."""
     bleu = BleuScorer(n=4)

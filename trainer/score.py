@@ -8,6 +8,7 @@ from pathlib import Path
 from trainer.errors import DataError
 from trainer.scoring import score
 from trainer.textfiles import numbered_lines, read_captions, read_list
+from trainer.tutorial import tutorial_score
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,6 +33,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a list of image names that the captions must cover exactly, "
         "like Flickr_8k.devImages.txt",
     )
+    add_rules(parser)
+
+
+def add_rules(parser: argparse.ArgumentParser) -> None:
+    """Declare ``--rules``."""
+    parser.add_argument(
+        "--rules",
+        choices=["ours", "tutorial"],
+        default="ours",
+        help="tutorial adds a second table, by the rules of the Keras tutorial",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -43,7 +55,10 @@ def run(args: argparse.Namespace) -> int:
     """
     candidates = read_candidates(args.captions)
     names = candidates if args.images is None else read_list(args.images)
-    print(score(candidates, _references(args.references, names)).table())
+    references = _references(args.references, names)
+    print(score(candidates, references).table())
+    if args.rules == "tutorial":
+        print("\n" + tutorial_score(candidates, references).table())
     return 0
 
 

@@ -11,7 +11,8 @@ from typing import Any
 
 from app.captioner.vocabulary import TOKENISER, tokenise
 from trainer.errors import ScoringError
-from trainer.metrics import METRICS, RESAMPLES, SEED, Estimate, estimates
+from trainer.markers import refuse_markers
+from trainer.metrics import METRICS, RESAMPLES, SEED, Estimate, ciders, estimates
 
 BAD_ENDINGS = frozenset(
     {"a", "an", "the", "in", "for", "at", "of", "with", "before", "after", "on", "upon", "near"}
@@ -105,14 +106,15 @@ def score(
         training: captions of the training set, to count the candidates copied from it.
 
     Raises:
-        ScoringError: nothing to score, different images on the two sides, or an image whose
-            references hold no word.
+        ScoringError: nothing to score, different images on the two sides, an image whose
+            references hold no word, or a text that carries another tokenisation's markers.
 
     Reference:
         Papineni et al. 2002 (BLEU), Lin 2004 (ROUGE-L), Vedantam et al. 2015, section 4.1
         (CIDEr-D), Chen et al. 2015 (coco-caption).
     """
     _refuse_mismatch(candidates, references)
+    refuse_markers(candidates, references)
     images = sorted(candidates)
     said = {image: [_words(candidates[image])] for image in images}
     expected = {image: [_words(text) for text in references[image]] for image in images}
@@ -131,6 +133,21 @@ def score(
         cider=found["cider"],
         habits=_habits(captions, training),
     )
+
+
+def image_ciders(
+    candidates: Mapping[str, str], references: Mapping[str, Sequence[str]]
+) -> dict[str, float]:
+    """Give the CIDEr-D of each image's caption; the mean is what `score` gives.
+
+    Raises:
+        ScoringError: as `score`.
+    """
+    _refuse_mismatch(candidates, references)
+    said = {image: [_words(text)] for image, text in candidates.items()}
+    expected = {image: [_words(text) for text in references[image]] for image in said}
+    _refuse_wordless(expected)
+    return ciders(said, expected)
 
 
 def _words(text: str) -> str:

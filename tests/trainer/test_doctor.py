@@ -104,7 +104,7 @@ def test_unused_files_and_captions_are_notes(directory, capsys):
 def test_a_sentence_said_of_many_images_is_a_note(directory, capsys):
     add(directory, "".join(f"train{n}.png#9\tA nice photo!\n" for n in range(3)))
     lines = doctor(directory, capsys, 0)
-    assert said(lines, "note", "'a nice photo' is the caption of 3 images of train")
+    assert said(lines, "note", "1 captions stand under 3 images", "'a nice photo' under 3")
 
 
 def test_long_captions_are_a_note(directory, capsys):
