@@ -1,4 +1,4 @@
-"""Where an encoder's first weights come from."""
+"""Where first weights come from: the encoder's, or those of a whole network."""
 
 from pathlib import Path
 
@@ -7,6 +7,10 @@ from safetensors.torch import load_file
 from torch import nn
 from torchvision import models
 
+from app.captioner import checkpoint
+from app.captioner.checkpoint import ImageGeometry
+from app.captioner.network import Architecture, Network
+from app.captioner.vocabulary import Vocabulary
 from trainer.errors import TrainerError
 
 
@@ -26,6 +30,39 @@ def initial_classifier(name: str, weights: Path | None, *, random: bool) -> nn.M
         net: nn.Module = models.get_model(name, weights=None)
         return net
     return _downloaded(name) if weights is None else _from_file(name, weights)
+
+
+def initial_network(
+    directory: Path, architecture: Architecture, vocabulary: Vocabulary, image: ImageGeometry
+) -> Network:
+    """Load a checkpoint to train on; only its dropout may differ from what is asked for.
+
+    Raises:
+        CheckpointError: the directory cannot be trusted.
+        TrainerError: it holds another architecture, other words or another image geometry.
+    """
+    loaded = checkpoint.load(directory)
+    asked = architecture.model_copy(update={"dropout": loaded.network.architecture.dropout})
+    pairs = {
+        "vocabulary": (loaded.vocabulary, vocabulary),
+        "architecture": (loaded.network.architecture, asked),
+        "image": (loaded.manifest.image, image),
+    }
+    for name, (found, expected) in pairs.items():
+        if found != expected:
+            raise TrainerError(
+                f"{directory} cannot be the start of this run, its {name} differs: expected "
+                f"{_short(expected)}, got {_short(found)}: use its own recipe and data"
+            )
+    network = Network(architecture)
+    network.load_state_dict(loaded.network.state_dict())
+    return network
+
+
+def _short(value: object) -> str:
+    if isinstance(value, Vocabulary):
+        return f"{len(value.words)} words, {', '.join(value.words[:5])} and so on"
+    return str(value)
 
 
 def _downloaded(name: str) -> nn.Module:

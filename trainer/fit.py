@@ -7,11 +7,12 @@ import torch
 
 from app.captioner.network import Network
 from trainer.devices import available_device
-from trainer.encoders import initial_classifier
-from trainer.inputs import read_data
+from trainer.encoders import initial_classifier, initial_network
+from trainer.inputs import AugmentedFeatures, Data, read_data
+from trainer.job import Job
 from trainer.recipe import Recipe, read_recipe
-from trainer.run import BEST, Run
-from trainer.stages import Job, Training
+from trainer.run import BEST, Progress, Run
+from trainer.stages import run_stage
 
 
 def fit(
@@ -20,6 +21,7 @@ def fit(
     run: Path,
     *,
     cache: Path,
+    initial: Path | None = None,
     encoder_weights: Path | None = None,
     random_encoder: bool = False,
     device: str = "cpu",
@@ -34,6 +36,8 @@ def fit(
         data_directory: in Flickr8k's layout, with the splits ``train`` and ``dev``.
         run: new, or holding an unfinished run of this recipe.
         cache: for decoded images and features.
+        initial: a checkpoint directory of the same architecture and vocabulary, to start a new run
+            from; its score on dev is the first to beat. A run that goes on has its own weights.
         encoder_weights: a state dict of the torchvision classifier; torchvision's own download
             without it.
         random_encoder: start from random weights, download nothing.
@@ -49,20 +53,35 @@ def fit(
     try:
         torch.manual_seed(recipe.seed)
         data = read_data(recipe, data_directory, cache)
-        architecture = recipe.network.architecture(len(data.vocabulary))
-        classifier = initial_classifier(
-            architecture.encoder, encoder_weights, random=random_encoder
-        )
-        network = Network(architecture, classifier).to(device)
-        network.to(memory_format=torch.channels_last)
+        network = _network(recipe, data, initial, encoder_weights, random=random_encoder)
+        network.to(device).to(memory_format=torch.channels_last)
         progress = directory.resume(network)
         job = Job(recipe, network, data, directory)
-        for index in range(progress.stage, len(recipe.stages)):
-            Training(job, index).train(progress)
-            progress.stage, progress.epoch, progress.optimiser = index + 1, 0, None
+        if initial and not progress.history:
+            _judge_initial(job, progress, initial)
+        while progress.stage < len(recipe.stages):
+            run_stage(job, progress)
     finally:
         directory.close()
     return run / BEST
+
+
+def _network(
+    recipe: Recipe, data: Data, initial: Path | None, encoder_weights: Path | None, *, random: bool
+) -> Network:
+    architecture = recipe.network.architecture(len(data.vocabulary))
+    if initial:
+        return initial_network(initial, architecture, data.vocabulary, recipe.image)
+    classifier = initial_classifier(architecture.encoder, encoder_weights, random=random)
+    return Network(architecture, classifier)
+
+
+def _judge_initial(job: Job, progress: Progress, initial: Path) -> None:
+    """Score the checkpoint a run starts from, so that the run can only improve on it."""
+    scores = job.dev_scores(AugmentedFeatures(job.data, job.network.encoder))
+    row = {"stage": 0, "kind": "initial", "epoch": 0, "checkpoint": initial.name}
+    job.judge(progress, row, scores)
+    job.save(progress)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -72,6 +91,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run", type=Path, required=True, help="new directory, or one to resume")
     parser.add_argument("--cache", type=Path, default=Path("runs/cache"), help="where arrays go")
     parser.add_argument("--set", action="append", metavar="KEY=VALUE", help="change the recipe")
+    parser.add_argument("--initial", type=Path, help="checkpoint directory to start from")
     parser.add_argument("--encoder-weights", type=Path, help="safetensors file of the classifier")
     parser.add_argument("--random-encoder", action="store_true", help="start from random weights")
     parser.add_argument("--device", default=available_device())
@@ -84,6 +104,7 @@ def run(args: argparse.Namespace) -> int:
         args.data,
         args.run,
         cache=args.cache,
+        initial=args.initial,
         encoder_weights=args.encoder_weights,
         random_encoder=args.random_encoder,
         device=args.device,

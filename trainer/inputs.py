@@ -5,6 +5,7 @@ B images of a step, R regions, D feature width
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -37,6 +38,7 @@ class Data:
     vocabulary: Vocabulary
     cache: Path
 
+    @cached_property
     def about(self) -> dict[str, Any]:
         """Describe the splits for a manifest."""
         return {split.name: _about(split) for split in (self.train, self.dev)}

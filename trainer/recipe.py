@@ -28,35 +28,74 @@ class VocabularyOptions(_Part):
     max_words: int = Field(default=20, ge=1)
 
 
+_KIND_DEFAULTS: dict[str, dict[str, Any]] = {
+    "self_critical": {"learning_rate": 5e-5, "label_smoothing": 0.0, "schedule": "constant"},
+    "average": {"epochs": 1},
+}
+_KINDS_OF = {
+    "samples_per_image": "self_critical",
+    "cross_entropy_share": "self_critical",
+    "guard_margin": "self_critical",
+    "averaged_epochs": "average",
+    "averaged_by": "average",
+}
+
+
 class Stage(_Part):
     """A part of training with its own rates; a run goes through its stages in order.
 
     Attributes:
         kind: ``cached`` trains the decoder on features computed once; ``fine_tune`` trains the
-            encoder's last blocks too, on augmented images.
+            encoder's last blocks too, on augmented images; ``self_critical`` starts from the best
+            weights so far and raises the CIDEr-D of captions it draws itself; ``average`` takes no
+            step, it tries the mean of earlier epochs' weights.
         epochs: passes over the training images.
         batch_images: images of a step; each comes with its captions.
-        learning_rate: peak rate of the decoder (Adam). It warms up over `warmup_steps`, then falls
-            to zero along a half cosine (Loshchilov and Hutter 2017).
-        encoder_learning_rate: peak rate of the encoder, ``fine_tune`` only.
-        unfrozen_blocks: how many of the encoder's last blocks learn, ``fine_tune`` only. Their
-            batch-norm statistics stay fixed.
+        learning_rate: peak rate of the decoder (Adam), 5e-5 by default in ``self_critical``. It
+            warms up over `warmup_steps`.
+        schedule: after the warm-up, ``cosine`` falls to zero along half a cosine (Loshchilov and
+            Hutter 2017), ``constant`` stays, the default of ``self_critical``.
+        encoder_learning_rate: peak rate of the encoder, ``fine_tune`` and ``self_critical`` only.
+        unfrozen_blocks: how many of the encoder's last blocks learn, likewise. Their batch-norm
+            statistics stay fixed. A ``self_critical`` stage with 0 works on cached features.
         warmup_steps: steps until the peak rate.
-        label_smoothing: Szegedy et al. 2016, section 7.
+        label_smoothing: Szegedy et al. 2016, section 7; 0 by default in ``self_critical``.
         weight_decay: decoupled (AdamW).
         max_gradient_norm: gradients are clipped to this 2-norm.
+        ema_decay: above 0, dev sees the exponential moving average of the weights with this decay
+            per step, and so do the best checkpoint and the next stage.
+        samples_per_image: captions drawn per image and step, ``self_critical`` only.
+        cross_entropy_share: share of the cross-entropy on the references in the loss, likewise.
+        guard_margin: where dev CIDEr falls further than this below the best, likewise, the best
+            weights come back and the rate is halved.
+        averaged_epochs: how many epochs to average, ``average`` only.
+        averaged_by: the ``best`` ones by dev CIDEr or the ``last`` ones, ``average`` only.
     """
 
-    kind: Literal["cached", "fine_tune"]
+    kind: Literal["cached", "fine_tune", "self_critical", "average"]
     epochs: int = Field(ge=1)
     batch_images: int = Field(default=32, ge=1)
     learning_rate: float = Field(default=5e-4, gt=0)
+    schedule: Literal["cosine", "constant"] = "cosine"
     encoder_learning_rate: float = Field(default=0.0, ge=0)
     unfrozen_blocks: int = Field(default=0, ge=0)
     warmup_steps: int = Field(default=100, ge=0)
     label_smoothing: float = Field(default=0.1, ge=0, lt=1)
     weight_decay: float = Field(default=0.0, ge=0)
     max_gradient_norm: float = Field(default=5.0, gt=0)
+    ema_decay: float = Field(default=0.0, ge=0, lt=1)
+    samples_per_image: int = Field(default=5, ge=2)
+    cross_entropy_share: float = Field(default=0.1, ge=0, lt=1)
+    guard_margin: float = Field(default=0.03, gt=0)
+    averaged_epochs: int = Field(default=3, ge=2)
+    averaged_by: Literal["best", "last"] = "best"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_the_kind(cls, fields: Any) -> Any:
+        if not isinstance(fields, dict):
+            return fields
+        return {**_KIND_DEFAULTS.get(fields.get("kind", ""), {}), **fields}
 
     @model_validator(mode="after")
     def _encoder_rates_fit_the_kind(self) -> Self:
@@ -64,8 +103,22 @@ class Stage(_Part):
         rests = self.encoder_learning_rate == 0 and self.unfrozen_blocks == 0
         if self.kind == "fine_tune" and not tunes:
             raise ValueError("fine_tune needs encoder_learning_rate and unfrozen_blocks above 0")
-        if self.kind == "cached" and not rests:
-            raise ValueError("cached trains no encoder: leave out its rate and unfrozen_blocks")
+        if self.kind == "self_critical" and not (tunes or rests):
+            raise ValueError("give encoder_learning_rate and unfrozen_blocks together, or neither")
+        if self.kind in {"cached", "average"} and not rests:
+            raise ValueError(
+                f"{self.kind} trains no encoder: leave out its rate and unfrozen_blocks"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _keys_fit_the_kind(self) -> Self:
+        fields = type(self).model_fields
+        for name, kind in _KINDS_OF.items():
+            if self.kind != kind and getattr(self, name) != fields[name].default:
+                raise ValueError(f"{name} belongs to {kind}, not to {self.kind}: leave it out")
+        if self.kind == "average" and self.epochs != 1:
+            raise ValueError("average takes one look, not epochs: leave them out")
         return self
 
 

@@ -1,99 +1,71 @@
-"""The stages of a run: rates, epochs, steps, dev scores.
+"""The stages of a run: rates, epochs, steps, guard rails; and the stage that only averages.
 
-B images of a step, K captions of an image, T steps, R regions, D feature width, V words
+B images of a step, K captions of an image, T steps, R regions, D feature width
 """
 
-import json
 import math
 import time
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from app.captioner.checkpoint import Checkpoint, Manifest
 from app.captioner.network import Network
-from app.captioner.pipeline import Captioner
-from app.captioner.vocabulary import PAD
-from trainer.batches import targets
-from trainer.inputs import AugmentedFeatures, CachedFeatures, Data, Features
-from trainer.origin import source_commit, versions
-from trainer.recipe import Recipe, Stage
-from trainer.run import Progress, Run
-from trainer.scoring import Scores, score
-
-FEW_DISTINCT_PERCENT = 10
+from trainer.averaging import MovingAverage, mean
+from trainer.errors import TrainerError
+from trainer.inputs import AugmentedFeatures, CachedFeatures, Features
+from trainer.job import Job, epochs
+from trainer.objectives import objective
+from trainer.recipe import Stage
+from trainer.run import Progress
 
 
-@dataclass(frozen=True)
-class Job:
-    """What all stages of a run share."""
-
-    recipe: Recipe
-    network: Network
-    data: Data
-    run: Run
-
-    @property
-    def device(self) -> torch.device:
-        """Say where the network is."""
-        return self.network.encoder.mean.device
-
-    def unpublished(self, history: list[dict[str, Any]] | None = None) -> Checkpoint:
-        """Give the network as a checkpoint that nobody has published."""
-        recipe = self.recipe
-        manifest = Manifest(
-            name=recipe.name,
-            version="0",
-            architecture=self.network.architecture,
-            image=recipe.image,
-            search=recipe.search,
-            recipe=recipe.model_dump(mode="json"),
-            data=self.data.about(),
-            history=history or [],
-            versions=versions(),
-            source_commit=source_commit(),
-        )
-        return Checkpoint(self.network, self.data.vocabulary, manifest)
-
-    def dev_scores(self, features: Features) -> Scores:
-        """Caption the dev images the way the service does, and score the captions."""
-        captioner = Captioner(self.unpublished(), device=str(self.device))
-        said = [
-            candidates[0].text
-            for features_BRD in features.dev()
-            for candidates in captioner.caption_features(features_BRD)
-        ]
-        examples = self.data.dev.examples
-        candidates = {item.image: text for item, text in zip(examples, said, strict=True)}
-        return score(candidates, {item.image: item.captions for item in examples})
+def run_stage(job: Job, progress: Progress) -> None:
+    """Do what is left of the stage at work, and move on to the next."""
+    stage = job.recipe.stages[progress.stage]
+    if stage.kind == "average":
+        _try_average(job, stage, progress)
+    else:
+        Training(job, stage, progress).train()
+    progress.next_stage()
 
 
 class Training:
     """A stage that takes steps: its rates, its source of features, its epochs."""
 
-    def __init__(self, job: Job, index: int) -> None:
-        self.job, self.index = job, index
-        self.stage: Stage = job.recipe.stages[index]
-        groups = self._trainable(job.network)
-        self.rates = [group["lr"] for group in groups]
-        self.optimiser = torch.optim.AdamW(groups, weight_decay=self.stage.weight_decay)
-        source = AugmentedFeatures if self.stage.unfrozen_blocks else CachedFeatures
+    def __init__(self, job: Job, stage: Stage, progress: Progress) -> None:
+        self.job, self.stage, self.progress = job, stage, progress
+        if stage.kind == "self_critical" and progress.epoch == 0 and progress.best_row >= 0:
+            job.network.load_state_dict(job.run.best_weights())
+        self.groups = self._trainable(job.network)
+        self.rates = [group["lr"] for group in self.groups]
+        self.optimiser = self._new_optimiser()
+        self.average = MovingAverage(job.network, stage.ema_decay) if stage.ema_decay else None
+        source = AugmentedFeatures if stage.unfrozen_blocks else CachedFeatures
         self.features: Features = source(job.data, job.network.encoder)
+        self.objective = objective(job.recipe, stage, job.data)
+        self._resume()
 
-    def train(self, progress: Progress) -> None:
+    def train(self) -> None:
         """Go through the epochs that are left."""
-        if progress.optimiser:
-            self.optimiser.load_state_dict(progress.optimiser)
-        for epoch in range(progress.epoch, self.stage.epochs):
+        for epoch in range(self.progress.epoch, self.stage.epochs):
             started = time.monotonic()
-            loss = self._train_epoch(epoch)
-            scores = self.job.dev_scores(self.features)
-            row = self._row(epoch, loss, scores, time.monotonic() - started)
-            self._keep(progress, row, scores)
+            row: dict[str, Any] = {
+                "stage": self.progress.stage,
+                "kind": self.stage.kind,
+                "epoch": epoch,
+            }
+            row |= self._train_epoch(epoch)
+            with self._on_show():
+                scores = self.job.dev_scores(self.features)
+                row["seconds"] = round(time.monotonic() - started, 1)
+                row |= self._guard(scores.cider.value)
+                self.job.judge(self.progress, row, scores)
+            self._close_epoch(epoch, reverted="reverted" in row)
+        if self.average:
+            self.average.settle()
 
     def _trainable(self, network: Network) -> list[dict[str, Any]]:
         network.requires_grad_(requires_grad=False)
@@ -108,9 +80,19 @@ class Training:
             groups.append({"params": encoder, "lr": self.stage.encoder_learning_rate})
         return groups
 
-    def _train_epoch(self, epoch: int) -> float:
-        """Train one epoch and return the mean loss per step, in nats."""
-        seed = (self.job.recipe.seed * 1009 + self.index) * 1009 + epoch
+    def _new_optimiser(self) -> torch.optim.Optimizer:
+        groups = [dict(group) for group in self.groups]
+        return torch.optim.AdamW(groups, weight_decay=self.stage.weight_decay)
+
+    def _resume(self) -> None:
+        if self.progress.optimiser:
+            self.optimiser.load_state_dict(self.progress.optimiser)
+        if self.average and self.progress.moving_average:
+            self.average.load(self.progress.moving_average)
+
+    def _train_epoch(self, epoch: int) -> dict[str, float]:
+        """Train one epoch and return the mean figures of a step, the loss in nats."""
+        seed = (self.job.recipe.seed * 1009 + self.progress.stage) * 1009 + epoch
         torch.manual_seed(seed)
         generator = torch.Generator().manual_seed(seed)
         captions, per_image = self.job.data.captions, self.job.recipe.captions_per_image
@@ -118,62 +100,92 @@ class Training:
         batches = captions.batches(self.stage.batch_images, per_image, generator)
         self.job.network.train()
         self.job.network.encoder.eval()  # batch-norm statistics stay those of ImageNet
-        losses = []
-        title = f"stage {self.index + 1} epoch {epoch + 1}"
+        figures = []
+        title = f"stage {self.progress.stage + 1} epoch {epoch + 1}"
         for step, (indices_B, words_BKT) in enumerate(
             tqdm(batches, title, total=steps, unit="step")
         ):
             self._set_rates(epoch * steps + step, self.stage.epochs * steps)
             features_BRD = self.features.train(indices_B, generator)
-            losses.append(self._train_step(features_BRD, words_BKT.to(self.job.device)))
-        return sum(losses) / len(losses)
+            figures.append(self._train_step(features_BRD, indices_B, words_BKT))
+        return _means(figures)
 
-    def _train_step(self, features_BRD: Tensor, words_BKT: Tensor) -> float:
-        logits_BKTV, _ = self.job.network.decoder(features_BRD, words_BKT[..., :-1])
-        loss = F.cross_entropy(
-            logits_BKTV.flatten(0, 2),
-            targets(words_BKT).flatten(),
-            ignore_index=PAD,
-            label_smoothing=self.stage.label_smoothing,
-        )
+    def _train_step(
+        self, features_BRD: Tensor, indices_B: Tensor, words_BKT: Tensor
+    ) -> dict[str, Tensor]:
+        network = self.job.network
+        words_BKT = words_BKT.to(self.job.device)
+        figures = self.objective(network.decoder, features_BRD, indices_B, words_BKT)
         self.optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self.job.network.parameters(), self.stage.max_gradient_norm)
+        figures["loss"].backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(network.parameters(), self.stage.max_gradient_norm)
         self.optimiser.step()
-        return loss.item()
+        if self.average:
+            self.average.follow()
+        return {name: figure.detach() for name, figure in figures.items()}
 
     def _set_rates(self, step: int, steps: int) -> None:
-        share = rate_share(step, steps, self.stage.warmup_steps)
+        share = rate_share(step, steps, self.stage.warmup_steps, schedule=self.stage.schedule)
         for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
-            group["lr"] = rate * share
+            group["lr"] = rate * share * self.progress.rate_factor
 
-    def _row(self, epoch: int, loss: float, scores: Scores, seconds: float) -> dict[str, Any]:
-        return {
-            "stage": self.index,
-            "kind": self.stage.kind,
-            "epoch": epoch,
-            "train_loss": round(loss, 4),
-            "dev_cider": round(scores.cider.value, 4),
-            "dev_bleu_4": round(scores.bleu_4.value, 4),
-            "dev_distinct_captions": scores.habits.distinct_captions,
-            "seconds": round(seconds, 1),
-        }
+    def _on_show(self) -> AbstractContextManager[None]:
+        return self.average.in_place() if self.average else nullcontext()
 
-    def _keep(self, progress: Progress, row: dict[str, Any], scores: Scores) -> None:
-        """Write down the epoch: best checkpoint first, state last, so that a kill loses nothing."""
-        progress.history.append(row)
-        progress.epoch = row["epoch"] + 1
-        progress.optimiser = self.optimiser.state_dict()
-        if scores.cider.value > progress.best_cider:
-            progress.best_cider = scores.cider.value
-            self.job.run.replace_best(self.job.unpublished(progress.history))
-        self.job.run.save(self.job.network, progress)
-        tqdm.write(json.dumps(row))
-        if scores.habits.distinct_captions * 100 < scores.images * FEW_DISTINCT_PERCENT:
-            tqdm.write(f"warning: only {scores.habits.distinct_captions} different dev captions")
+    def _guard(self, cider: float) -> dict[str, bool]:
+        """Self-critical training can run away from language; say when it did."""
+        guarded = self.stage.kind == "self_critical"
+        fell = cider < self.progress.best_cider - self.stage.guard_margin
+        return {"reverted": True} if guarded and fell else {}
+
+    def _close_epoch(self, epoch: int, *, reverted: bool) -> None:
+        if reverted:
+            self._go_back()
+        self.progress.epoch = epoch + 1
+        self.progress.optimiser = self.optimiser.state_dict()
+        self.progress.moving_average = self.average.state() if self.average else None
+        self.job.save(self.progress)
+
+    def _go_back(self) -> None:
+        """Take up the best weights again, at half the rate, without the optimiser's memory."""
+        self.job.network.load_state_dict(self.job.run.best_weights())
+        self.progress.rate_factor /= 2
+        self.optimiser = self._new_optimiser()
+        if self.average:
+            self.average.restart()
 
 
-def rate_share(step: int, steps: int, warmup_steps: int) -> float:
+def rate_share(step: int, steps: int, warmup_steps: int, *, schedule: str = "cosine") -> float:
     """Return the share of the peak rate at a step: a linear warm-up, then half a cosine to zero."""
     warm = min(1.0, (step + 1) / (warmup_steps + 1))
-    return warm * 0.5 * (1 + math.cos(math.pi * step / steps))
+    falling = 0.5 * (1 + math.cos(math.pi * step / steps))
+    return warm * (falling if schedule == "cosine" else 1.0)
+
+
+def _means(figures: list[dict[str, Tensor]]) -> dict[str, float]:
+    return {
+        f"train_{name}": round(sum(row[name].item() for row in figures) / len(figures), 4)
+        for name in figures[0]
+    }
+
+
+def _try_average(job: Job, stage: Stage, progress: Progress) -> None:
+    """Let the network be the mean of earlier epochs, and keep that only if dev improves."""
+    if progress.epoch:
+        return
+    started = time.monotonic()
+    rows = epochs(progress, stage.averaged_epochs, by=stage.averaged_by)
+    found = {row: weights for row in rows if (weights := job.run.weights(row)) is not None}
+    if len(found) < 2:
+        raise TrainerError(f"average expects weights of two epochs or more, found {len(found)}")
+    before = {name: tensor.clone() for name, tensor in job.network.state_dict().items()}
+    job.network.load_state_dict(mean(list(found.values())))
+    scores = job.dev_scores(AugmentedFeatures(job.data, job.network.encoder))
+    row: dict[str, Any] = {"stage": progress.stage, "kind": stage.kind, "epoch": 0}
+    row["averaged"] = sorted(found)
+    row["seconds"] = round(time.monotonic() - started, 1)
+    row["kept"] = scores.cider.value > progress.best_cider
+    if not job.judge(progress, row, scores):
+        job.network.load_state_dict(before)
+    progress.epoch, progress.optimiser = 1, None
+    job.save(progress)

@@ -1,0 +1,116 @@
+"""What all stages of a run share: recipe, network, data, directory, and how an epoch is judged."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from app.captioner.checkpoint import Checkpoint, Manifest
+from app.captioner.network import Network
+from app.captioner.pipeline import Captioner
+from trainer.inputs import Data, Features
+from trainer.origin import source_commit, versions
+from trainer.recipe import Recipe
+from trainer.run import Progress, Run
+from trainer.scoring import Scores, score
+
+FEW_DISTINCT_PERCENT = 10
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all stages of a run share."""
+
+    recipe: Recipe
+    network: Network
+    data: Data
+    run: Run
+
+    @property
+    def device(self) -> torch.device:
+        """Say where the network is."""
+        return self.network.encoder.mean.device
+
+    def dev_scores(self, features: Features) -> Scores:
+        """Caption the dev images the way the service does, and score the captions."""
+        captioner = Captioner(self._unpublished([]), device=str(self.device))
+        said = [
+            candidates[0].text
+            for features_BRD in features.dev()
+            for candidates in captioner.caption_features(features_BRD)
+        ]
+        examples = self.data.dev.examples
+        candidates = {item.image: text for item, text in zip(examples, said, strict=True)}
+        return score(candidates, {item.image: item.captions for item in examples})
+
+    def judge(self, progress: Progress, row: dict[str, Any], scores: Scores) -> bool:
+        """Add an epoch to the history, keep its weights where needed; tell if it is the best."""
+        index = len(progress.history)
+        progress.history.append({**row, **_dev_figures(scores)})
+        self._keep_weights(progress, index)
+        tqdm.write(json.dumps(progress.history[-1]))
+        if scores.habits.distinct_captions * 100 < scores.images * FEW_DISTINCT_PERCENT:
+            tqdm.write(f"warning: only {scores.habits.distinct_captions} different dev captions")
+        if scores.cider.value <= progress.best_cider:
+            return False
+        progress.best_cider, progress.best_row = scores.cider.value, index
+        self.run.propose_best(self._unpublished(progress.history))
+        return True
+
+    def save(self, progress: Progress) -> None:
+        """Write the epoch down; from here on it has happened."""
+        self.run.save(self.network, progress)
+        self.run.forget_weights(but=self._wanted(progress))
+
+    def _keep_weights(self, progress: Progress, index: int) -> None:
+        if index in self._wanted(progress):
+            self.run.save_weights(index, self.network)
+
+    def _wanted(self, progress: Progress) -> set[int]:
+        """Say which epochs a later stage may average."""
+        stages = self.recipe.stages
+        done = progress.epoch >= stages[progress.stage].epochs
+        ahead = stages[progress.stage + done :]
+        counts = [stage.averaged_epochs for stage in ahead if stage.kind == "average"]
+        most = max(counts, default=0)
+        return {*epochs(progress, most, by="best"), *epochs(progress, most, by="last")}
+
+    def _unpublished(self, history: list[dict[str, Any]]) -> Checkpoint:
+        recipe = self.recipe
+        manifest = Manifest(
+            name=recipe.name,
+            version="0",
+            architecture=self.network.architecture,
+            image=recipe.image,
+            search=recipe.search,
+            recipe=recipe.model_dump(mode="json"),
+            data=self.data.about,
+            history=history,
+            versions=versions(),
+            source_commit=source_commit(),
+        )
+        return Checkpoint(self.network, self.data.vocabulary, manifest)
+
+
+def epochs(progress: Progress, count: int, *, by: str) -> list[int]:
+    """Choose rows of the history to average: the best ones or the last ones, in order."""
+    history = progress.history
+    trained = [
+        index
+        for index, row in enumerate(history)
+        if row["kind"] != "average" and not row.get("reverted")
+    ]
+    if by == "best":
+        trained.sort(key=lambda index: history[index]["dev_cider"])
+    return sorted(trained[-count:]) if count else []
+
+
+def _dev_figures(scores: Scores) -> dict[str, Any]:
+    return {
+        "dev_cider": round(scores.cider.value, 4),
+        "dev_bleu_4": round(scores.bleu_4.value, 4),
+        "dev_distinct_captions": scores.habits.distinct_captions,
+        "dev_bad_endings_percent": round(scores.habits.bad_endings_percent, 2),
+    }
