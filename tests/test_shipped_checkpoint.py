@@ -1,0 +1,82 @@
+"""What a stranger gets the minute after `git clone`: the shipped checkpoint on real photos."""
+
+from pathlib import Path
+
+import pytest
+import skimage
+from fake import serving
+
+from app.captioner.pipeline import Captioner
+from app.settings import PROJECT_ROOT, Settings
+
+PHOTOS = Path(skimage.__file__).parent / "data"
+SHIPPED = PROJECT_ROOT / Settings().checkpoint
+MORE_PHOTOS = PROJECT_ROOT.parent / "shared" / "photos"
+
+
+@pytest.fixture(scope="module")
+def captioner():
+    return Captioner.load(SHIPPED)
+
+
+def said(captioner, path):
+    return captioner.caption([captioner.read(path.read_bytes(), max_pixels=40_000_000)])[0][0]
+
+
+def test_it_fits_into_25_megabytes():
+    assert sum(path.stat().st_size for path in SHIPPED.rglob("*")) < 25_000_000
+
+
+def test_it_says_its_golden_caption(captioner):
+    captioner.check_golden()
+
+
+def test_the_card_tells_what_a_user_must_know():
+    card = (SHIPPED / "CARD.md").read_text()
+    for part in ("## Scores", "cider", "## Limits", "## Licences", "## Recipe", "Flickr8k"):
+        assert part in card
+
+
+def test_its_dev_scores_are_in_the_manifest(captioner):
+    dev = captioner.manifest.scores["dev"]
+    assert dev["images"] == 1000
+    assert dev["tokeniser"] == "lower-alphanumeric"
+    assert dev["cider"]["value"] >= 0.40
+
+
+def test_a_real_photo_gets_a_sensible_sentence(captioner):
+    best = said(captioner, PHOTOS / "astronaut.png")
+    assert {"woman", "man", "girl", "person"} & set(best.text.split()), best.text
+    assert 3 <= len(best.words) <= 20
+
+
+def test_different_photos_get_different_sentences(captioner):
+    names = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")
+    assert len({said(captioner, PHOTOS / name).text for name in names}) >= 3
+
+
+@pytest.mark.skipif(not MORE_PHOTOS.is_dir(), reason="no shared photos beside the checkout")
+@pytest.mark.parametrize(
+    ("photo", "expected"),
+    [
+        ("surfing.jpg", {"surfer", "surfing", "surfboard", "wave", "ocean", "water"}),
+        ("soccer.jpg", {"soccer", "ball", "football", "playing", "player", "players"}),
+    ],
+)
+def test_a_photo_from_the_web_gets_a_sensible_sentence(captioner, photo, expected):
+    best = said(captioner, MORE_PHOTOS / photo)
+    assert expected & set(best.text.split()), best.text
+
+
+async def test_the_service_serves_it(captioner):
+    photo = (PHOTOS / "astronaut.png").read_bytes()
+    async with serving(captioner) as client:
+        answer = await client.post(
+            "/v1/captions?attention=true", files={"image": ("me.png", photo, "image/png")}
+        )
+    assert answer.status_code == 200
+    body = answer.json()
+    assert body["model"]["name"] == "flickr8k-mobilenetv2"
+    words = body["results"][0]["candidates"][0]["words"]
+    assert " ".join(word["text"] for word in words) == body["results"][0]["caption"]
+    assert all(len(word["attention"]) == 7 and len(word["attention"][0]) == 7 for word in words)
