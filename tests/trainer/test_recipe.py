@@ -39,7 +39,7 @@ def test_changes_are_applied_on_top(path):
 
 
 def test_a_kind_brings_its_own_defaults(path):
-    change = 'stages.0={kind="self_critical", epochs=1, label_smoothing=0.2}'
+    change = 'stages=[{kind="self_critical", epochs=1, label_smoothing=0.2}]'
     stage = read_recipe(path, changes=[change]).stages[0]
     assert (stage.learning_rate, stage.schedule, stage.label_smoothing) == (5e-5, "constant", 0.2)
     assert type(stage).model_validate(stage.model_dump(mode="json")) == stage
@@ -53,8 +53,8 @@ def test_a_kind_brings_its_own_defaults(path):
         ("stages.0.epochs=0", r"stages\.0\.epochs: .*greater than or equal to 1"),
         ('network.encoder="alexnet"', "encoder 'alexnet' is none of vgg16"),
         ('stages.0.kind="fine_tune"', "fine_tune needs encoder_learning_rate"),
-        ('stages.0={kind="self_critical", epochs=1, unfrozen_blocks=2}', "together, or neither"),
-        ('stages.0={kind="average", epochs=2}', "average takes one look"),
+        ('stages=[{kind="self_critical", epochs=1, unfrozen_blocks=2}]', "together, or neither"),
+        ('stages=[{kind="average", epochs=2}]', "average takes one look"),
         ("stages.0.samples_per_image=3", "samples_per_image belongs to self_critical"),
         ("stages.0.averaged_epochs=2", "averaged_epochs belongs to average"),
         ("stages.0.unfrozen_blocks=2", "cached trains no encoder"),
