@@ -65,7 +65,9 @@ class FakeCaptioner:
             raise error
         for number, stage in enumerate(("encode", "search")):
             on_stage(stage, time.monotonic() + number, time.monotonic() + number + 1)
-        return [tuple(_caption(image.decode(), k) for k in range(3)) for image in images]
+        return [
+            tuple(_caption(image.decode(errors="replace"), k) for k in range(3)) for image in images
+        ]
 
     def warm_up(self, batch_sizes):
         self.warmed = list(batch_sizes)
