@@ -6,7 +6,7 @@ import time
 
 import httpx
 import pytest
-from fake import FakeCaptioner, serving
+from fake import FakeCaptioner, Pixels, serving
 from hypothesis import given
 from hypothesis import strategies as st
 from test_api import captions, problem
@@ -112,7 +112,7 @@ async def test_an_answer_does_not_grow_with_the_mistakes_in_the_question():
 async def test_a_large_body_is_read_in_a_thread(form):
     """The loop goes on while a thread reads: whoever probes is not kept waiting."""
     captioner = FakeCaptioner()
-    captioner.read = lambda *_, **__: b"large"
+    captioner.read = lambda *_, **__: Pixels(b"large")
     if form == "json":
         body, headers = json.dumps({"images": [{"data": "A" * 2**20}]}).encode(), {}
         headers = {"content-type": "application/json"}
