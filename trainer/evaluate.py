@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,27 +14,28 @@ from app.captioner.checkpoint import Checkpoint
 from app.captioner.checkpoint import load as load_checkpoint
 from app.captioner.errors import ImageError
 from app.captioner.pipeline import Caption, Captioner
-from trainer.data import Example, Split, read_split, split_names
+from trainer.data import TOKEN_FILE, Example, Split, list_path, read_split, split_names
 from trainer.devices import available_device
 from trainer.errors import DataError
 from trainer.pixels import MAX_PIXELS
 from trainer.report import Evaluation, write_report
 from trainer.score import add_rules
 from trainer.scoring import Scores, score
+from trainer.textfiles import read_captions, read_list
 from trainer.tutorial import TutorialScores, tutorial_score
 
 BATCH_IMAGES = 16
 
 
 def evaluate(
-    captioner: Captioner, split: Split, *, training: Split | None = None
+    captioner: Captioner, split: Split, *, training: Sequence[str] | None = None
 ) -> tuple[Scores, dict[str, str]]:
     """Caption every image of a split the way the service does, and score the best captions.
 
     Args:
         captioner: the checkpoint, loaded.
         split: images and references.
-        training: where given, the captions copied from it are counted.
+        training: captions of the training split; where given, those copied from it are counted.
 
     Returns:
         The scores, and image -> caption.
@@ -60,10 +61,11 @@ def texts(captions: Mapping[str, Caption]) -> dict[str, str]:
     return {image: caption.text for image, caption in captions.items()}
 
 
-def scored(candidates: Mapping[str, str], split: Split, *, training: Split | None) -> Scores:
+def scored(
+    candidates: Mapping[str, str], split: Split, *, training: Sequence[str] | None
+) -> Scores:
     """Score captions of all images of a split."""
-    known = None if training is None else _texts(training)
-    return score(candidates, references_of(split), training=known)
+    return score(candidates, references_of(split), training=training)
 
 
 def references_of(split: Split) -> dict[str, tuple[str, ...]]:
@@ -88,15 +90,15 @@ def _read(captioner: Captioner, example: Example) -> Tensor:
         raise DataError(f"{example.path} cannot be used: {error}") from None
 
 
-def _texts(split: Split) -> list[str]:
-    return [text for example in split.examples for text in example.captions]
+def training_captions(data: Path, *, evaluated: str) -> list[str] | None:
+    """Read what training was told, if the directory has the list and it is not what is evaluated.
 
-
-def training_split(data: Path, *, evaluated: str) -> Split | None:
-    """Read the training split if the directory has one and it is not what is evaluated."""
+    The training images need not be there: whoever scores held-back images has no use for them.
+    """
     if evaluated == "train" or "train" not in split_names(data):
         return None
-    return read_split(data, "train")
+    captions = read_captions(data / TOKEN_FILE)
+    return [text for name in read_list(list_path(data, "train")) for text in captions.get(name, ())]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -118,7 +120,7 @@ def run(args: argparse.Namespace) -> int:
     """Print the score table."""
     loaded = _with_search(load_checkpoint(args.checkpoint), args)
     split = read_split(args.data, args.split, images=args.images)
-    training = training_split(args.data, evaluated=args.split)
+    training = training_captions(args.data, evaluated=args.split)
     captioner = Captioner(loaded, device=args.device)
     captions = say(captioner, split)
     scores = scored(texts(captions), split, training=training)

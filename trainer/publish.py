@@ -18,7 +18,7 @@ from app.captioner.pipeline import GOLDEN_MAX_PIXELS, Captioner
 from trainer.data import read_split
 from trainer.devices import available_device
 from trainer.errors import TrainerError
-from trainer.evaluate import evaluate, training_split
+from trainer.evaluate import evaluate, training_captions
 
 GOLDEN_SIDE_PX = 256
 
@@ -199,7 +199,7 @@ def run(args: argparse.Namespace) -> int:
     scores: dict[str, Any] = {}
     if args.data:
         captioner = Captioner(source, device=args.device)
-        training = training_split(args.data, evaluated="dev")
+        training = training_captions(args.data, evaluated="dev")
         found, _ = evaluate(captioner, read_split(args.data, "dev"), training=training)
         print(found.table())
         scores["dev"] = found.as_dict()

@@ -86,6 +86,17 @@ def test_evaluate_reads_any_split_of_the_layout(place, capsys):
     assert "held" in capsys.readouterr().err
 
 
+def test_held_back_images_are_scored_where_no_training_image_is_at_hand(place, capsys):
+    publish(place)
+    data = place / "data"
+    for path in (data / "Flicker8k_Dataset").glob("train*.png"):
+        path.unlink()
+    (data / "Flickr_8k.devImages.txt").rename(data / "Flickr_8k.testImages.txt")
+    arguments = ["evaluate", str(place / "store/tiny/7"), "--data", str(data), "--device", "cpu"]
+    assert main([*arguments, "--split", "test"]) == 0
+    assert "copied from training" in capsys.readouterr().out
+
+
 def test_prepare_describes_what_it_found(place, capsys):
     arguments = ["prepare", "--data", str(place / "data"), "--cache", str(place / "cache")]
     assert main([*arguments, "--size-px", "64"]) == 0
