@@ -8,11 +8,12 @@ ARG TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu
 WORKDIR /build
 COPY pyproject.toml ./
 # Two environments: pip lives in the one that stays here.
+ENV PIP_CACHE_DIR=/var/cache/pip
 ENV PIP="/pip/bin/pip --python /venv/bin/python install --no-compile"
 # Bytecode without timestamps: builders round them, Python would then compile torch again at every
 # start, and a read-only root keeps nothing. Some packages ship templates that do not compile.
 ENV COMPILE="-m compileall -q -j 0 --invalidation-mode unchecked-hash"
-RUN --mount=type=cache,target=/root/.cache/pip \
+RUN --mount=type=cache,target=/var/cache/pip \
     python3 -m venv /pip \
  && python3 -m venv --without-pip /venv \
  && python3 -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" > all.txt \
@@ -24,7 +25,7 @@ COPY README.md LICENSE ./
 COPY app app
 COPY trainer trainer
 COPY model_store /model_store
-RUN --mount=type=cache,target=/root/.cache/pip \
+RUN --mount=type=cache,target=/var/cache/pip \
     ${PIP} --no-deps --target /app . \
  && python3 ${COMPILE} /app \
  && chmod -R a+rX /app /model_store

@@ -12,9 +12,7 @@ from pathlib import Path
 
 import torch
 
-from app.captioner import beam
 from app.captioner.pipeline import Captioner
-from app.captioner.vocabulary import BOS, EOS, PAD, UNK
 from app.settings import PROJECT_ROOT, Settings
 
 STAGES = ("decode", "encode", "search", "whole")
@@ -34,14 +32,7 @@ def measure(captioner: Captioner, photo: bytes, batch: int, repeats: int) -> dic
     steps: dict[str, Callable[[], object]] = {
         "decode": lambda: captioner.read(photo, max_pixels=100_000_000),
         "encode": encode,
-        "search": lambda: beam.search(
-            captioner.network.decoder,
-            features_BRD,
-            captioner.manifest.search,
-            bos=BOS,
-            eos=EOS,
-            banned=(PAD, UNK),
-        ),
+        "search": lambda: captioner.caption_features(features_BRD),
         "whole": lambda: captioner.caption(
             [captioner.read(photo, max_pixels=100_000_000) for _ in range(batch)]
         ),
