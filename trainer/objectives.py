@@ -51,11 +51,14 @@ class CrossEntropy:
 
 
 class SelfCritical:
-    """Samples against their siblings, see `trainer.selfcritical`, and a share of cross-entropy."""
+    """Samples against their siblings, see `trainer.selfcritical`, and a share of cross-entropy.
+
+    The share is there to keep the language: one reference per image, drawn by chance, will do.
+    """
 
     def __init__(self, stage: Stage, data: Data, max_words: int) -> None:
         self._share, self._samples = stage.cross_entropy_share, stage.samples_per_image
-        self._max_words = max_words
+        self._temperature, self._max_words = stage.temperature, max_words
         self._cross_entropy = CrossEntropy(stage.label_smoothing)
         self._scorer = CiderD(reference_ids(data.train, data.vocabulary))
 
@@ -63,11 +66,13 @@ class SelfCritical:
         self, decoder: Decoder, features_BRD: Tensor, indices_B: Tensor, words_BKT: Tensor
     ) -> dict[str, Tensor]:
         """Draw, score and compare; ``reward`` is the mean CIDEr-D of the samples."""
-        drawn = sample(decoder, features_BRD, self._samples, self._max_words)
+        drawn = sample(
+            decoder, features_BRD, self._samples, self._max_words, temperature=self._temperature
+        )
         rewards_BK = rewards(self._scorer, indices_B, drawn)
         loss = policy_loss(drawn, rewards_BK) * (1 - self._share)
         if self._share:
-            taught = self._cross_entropy(decoder, features_BRD, indices_B, words_BKT)
+            taught = self._cross_entropy(decoder, features_BRD, indices_B, words_BKT[:, :1])
             loss = loss + self._share * taught["loss"]
         return {"loss": loss, "reward": rewards_BK.mean()}
 

@@ -34,6 +34,7 @@ _KIND_DEFAULTS: dict[str, dict[str, Any]] = {
 }
 _KINDS_OF = {
     "samples_per_image": "self_critical",
+    "temperature": "self_critical",
     "cross_entropy_share": "self_critical",
     "guard_margin": "self_critical",
     "averaged_epochs": "average",
@@ -65,7 +66,8 @@ class Stage(_Part):
         ema_decay: above 0, dev sees the exponential moving average of the weights with this decay
             per step, and so do the best checkpoint and the next stage.
         samples_per_image: captions drawn per image and step, ``self_critical`` only.
-        cross_entropy_share: share of the cross-entropy on the references in the loss, likewise.
+        temperature: of the distribution that they are drawn from, likewise.
+        cross_entropy_share: share of the cross-entropy on a reference per image, likewise.
         guard_margin: where dev CIDEr falls further than this below the best, likewise, the best
             weights come back and the rate is halved.
         averaged_epochs: how many epochs to average, ``average`` only.
@@ -85,6 +87,7 @@ class Stage(_Part):
     max_gradient_norm: float = Field(default=5.0, gt=0)
     ema_decay: float = Field(default=0.0, ge=0, lt=1)
     samples_per_image: int = Field(default=5, ge=2)
+    temperature: float = Field(default=1.0, gt=0)
     cross_entropy_share: float = Field(default=0.1, ge=0, lt=1)
     guard_margin: float = Field(default=0.03, gt=0)
     averaged_epochs: int = Field(default=3, ge=2)

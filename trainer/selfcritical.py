@@ -33,8 +33,19 @@ class Samples(NamedTuple):
     said_BKT: Tensor
 
 
-def sample(decoder: Decoder, features_BRD: Tensor, samples: int, max_words: int) -> Samples:
+def sample(
+    decoder: Decoder,
+    features_BRD: Tensor,
+    samples: int,
+    max_words: int,
+    *,
+    temperature: float = 1.0,
+) -> Samples:
     """Draw captions word by word; the samples of an image share its features.
+
+    A temperature below 1 draws likely words more often, and it is that sharper distribution that
+    learns. A network taught with label smoothing keeps so much for unlikely words that what it
+    draws as it stands is hardly ever a sentence.
 
     Dropout stays as the caller left it, so that the words drawn are judged by the network that
     drew them (as in Luo 2020). The last step after ``max_words`` words may be the end mark.
@@ -47,7 +58,7 @@ def sample(decoder: Decoder, features_BRD: Tensor, samples: int, max_words: int)
     words, log_probs, said = [], [], []
     for _ in range(max_words + 1):
         logits_BKV, state, _ = decoder.step(words_BK, state)
-        words_BK, log_probs_BK = _draw(logits_BKV, forbidden)
+        words_BK, log_probs_BK = _draw(logits_BKV / temperature, forbidden)
         words.append(words_BK.where(going_BK, PAD))
         log_probs.append(log_probs_BK.where(going_BK, 0.0))
         said.append(going_BK)
