@@ -16,6 +16,7 @@ from app.ceiling import Ceiling
 
 In = TypeVar("In")
 Out = TypeVar("Out")
+Wanted = Callable[[int], bool]
 
 _LONGEST_RETRY_S = 60
 _MEMORY = 0.8  # weight of the past in the measured seconds per item
@@ -70,7 +71,8 @@ class MicroBatcher(Generic[In, Out]):
     Args:
         run: Answers a list of items with a list of the same length and order. It raises DoesNotFit
             where fewer might do, Closed where nothing will do any more, and anything else where an
-            item is at fault.
+            item is at fault. It may ask at any time, from any thread, whether somebody still waits
+            for item n of the list; once nobody does, nobody ever will, and its answer is not read.
         max_batch: Most items in one call of ``run``.
         max_queue: Most items that wait.
         max_queue_bytes: Most bytes that wait, as ``weigh`` tells.
@@ -82,7 +84,7 @@ class MicroBatcher(Generic[In, Out]):
 
     def __init__(
         self,
-        run: Callable[[list[In]], Awaitable[Sequence[Out]]],
+        run: Callable[[list[In], Wanted], Awaitable[Sequence[Out]]],
         *,
         max_batch: int,
         max_queue: int,
@@ -209,7 +211,7 @@ class MicroBatcher(Generic[In, Out]):
 
     async def _answer(self, batch: list[_Item[In, Out]], *, again: bool = False) -> None:
         try:
-            answers = await self._timed_run([item.value for item in batch])
+            answers = await self._timed_run(batch)
         except Closed:
             self._closed = True
             self._fail_all()
@@ -229,13 +231,16 @@ class MicroBatcher(Generic[In, Out]):
         else:
             await self._answer(batch, again=True)
 
-    async def _timed_run(self, values: list[In]) -> Sequence[Out]:
+    async def _timed_run(self, batch: list[_Item[In, Out]]) -> Sequence[Out]:
         loop = asyncio.get_running_loop()
         started_s = loop.time()
-        answers = await self._run(values)
-        if len(answers) != len(values):
-            raise RuntimeError(f"run was given {len(values)} items and answered {len(answers)}")
-        self._measure((loop.time() - started_s) / len(values))
+        answers = await self._run([item.value for item in batch], lambda n: _waited_for(batch[n]))
+        if len(answers) != len(batch):
+            raise RuntimeError(f"run was given {len(batch)} items and answered {len(answers)}")
+        seconds_per_item = (loop.time() - started_s) / len(batch)
+        # A batch that callers left was cut short: it can show that the device is slow, not fast.
+        if all(map(_waited_for, batch)) or seconds_per_item > self._seconds_per_item:
+            self._measure(seconds_per_item)
         self._ceiling.held()
         return answers
 
@@ -273,14 +278,19 @@ def _live(items: list[_Item[In, Out]]) -> list[_Item[In, Out]]:
     for item in items:
         if item.deadline_s <= now_s:
             _fail(item, DeadlineExceeded())
-    return [item for item in items if not item.answer.done()]
+    return [item for item in items if _waited_for(item)]
+
+
+def _waited_for(item: _Item[In, Out]) -> bool:
+    """Say whether a caller waits: one who leaves, or whose deadline passes, cancels the answer."""
+    return not item.answer.done()
 
 
 def _resolve(item: _Item[In, Out], answer: Out) -> None:
-    if not item.answer.done():  # a cancelled future takes no result
+    if _waited_for(item):  # a cancelled future takes no result
         item.answer.set_result(answer)
 
 
 def _fail(item: _Item[In, Out], error: Exception) -> None:
-    if not item.answer.done():
+    if _waited_for(item):
         item.answer.set_exception(error)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import structlog
 
-from app.batching import Closed, DeadlineExceeded, DoesNotFit, MicroBatcher, Overloaded
+from app.batching import Closed, DeadlineExceeded, DoesNotFit, MicroBatcher, Overloaded, Wanted
 from app.captioner.errors import CheckpointError, DeviceFault, OutOfMemory
 from app.health import Health
 from app.settings import Settings
@@ -165,9 +165,9 @@ class CaptionService:
     def _decode(self, data: bytes) -> "Tensor":
         return self.captioner.read(data, max_pixels=self._settings.max_pixels)
 
-    async def _run_batch(self, images: "list[Tensor]") -> "Sequence[_Captioned]":
+    async def _run_batch(self, images: "list[Tensor]", wanted: Wanted) -> "Sequence[_Captioned]":
         try:
-            captioned = await self._in_inference_thread(partial(self._forward, images))
+            captioned = await self._in_inference_thread(partial(self._forward, images, wanted))
         except OutOfMemory:
             self._telemetry.out_of_memory.inc()
             self._note_misfit(len(images))
@@ -186,9 +186,11 @@ class CaptionService:
         if self._misfits >= _MOST_MISFITS:
             self._health.fail("out_of_memory")
 
-    def _forward(self, images: "list[Tensor]") -> "Sequence[_Captioned]":
+    def _forward(self, images: "list[Tensor]", wanted: Wanted) -> "Sequence[_Captioned]":
         stages: list[tuple[str, float, float]] = []
-        answers = self.captioner.caption(images, on_stage=lambda *stage: stages.append(stage))
+        answers = self.captioner.caption(
+            images, on_stage=lambda *stage: stages.append(stage), wanted=wanted
+        )
         for stage, began_s, ended_s in stages:
             self._telemetry.inference_duration.labels(stage).observe(ended_s - began_s)
         return [_Captioned(candidates, tuple(stages)) for candidates in answers]

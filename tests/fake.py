@@ -8,9 +8,11 @@ from types import SimpleNamespace
 
 import httpx
 import numpy as np
+from tiny import tiny_unpublished
 
+from app.captioner.beam import SearchOptions
 from app.captioner.errors import ImageTooLarge, UndecodableImage, UnsupportedImage
-from app.captioner.pipeline import Caption, Word
+from app.captioner.pipeline import Caption, Captioner, Word
 from app.main import create_app
 from app.settings import Settings
 
@@ -54,7 +56,7 @@ class FakeCaptioner:
             raise IMAGE_ERRORS[data]
         return Pixels(data)
 
-    def caption(self, images, *, on_stage=lambda *_: None):
+    def caption(self, images, *, on_stage=lambda *_: None, wanted=lambda _: True):
         self.batches.append(list(images))
         self.entered.set()
         self.gate.wait(10)
@@ -66,7 +68,8 @@ class FakeCaptioner:
         for number, stage in enumerate(("encode", "search")):
             on_stage(stage, time.monotonic() + number, time.monotonic() + number + 1)
         return [
-            tuple(_caption(image.decode(errors="replace"), k) for k in range(3)) for image in images
+            tuple(_caption(image.decode(errors="replace"), k) for k in range(3 if wanted(n) else 0))
+            for n, image in enumerate(images)
         ]
 
     def warm_up(self, batch_sizes):
@@ -81,6 +84,47 @@ def _caption(text, k):
     attention = np.full((2, 2), 0.2, dtype=np.float32)
     words = tuple(Word(word, -0.5, attention, 0.2) for word in text.split()[:20])
     return Caption(text if k == 0 else f"{text} {k}", -1.0 - k, -0.5 - k, words)
+
+
+class SteppingCaptioner(Captioner):
+    """A tiny network that says eleven words: ``rows`` tells how many images each step had.
+
+    Each batch announces its first step through ``entered`` and waits there for ``gate``.
+    """
+
+    def __init__(self):
+        loaded = tiny_unpublished()
+        search = SearchOptions(min_words=11, max_words=11)
+        manifest = loaded.manifest.model_copy(update={"search": search})
+        super().__init__(loaded._replace(manifest=manifest))
+        self.rows = []
+        self.entered, self.gate = threading.Semaphore(0), threading.Semaphore(0)
+        self._step, self.network.decoder.step = self.network.decoder.step, self.step
+
+    def caption(self, images, **options):
+        self.begins = True
+        return super().caption(images, **options)
+
+    def step(self, words_BK, state):
+        self.rows.append(len(words_BK))
+        if self.begins:
+            self.begins = False
+            self.entered.release()
+            self.gate.acquire(timeout=10)
+        return self._step(words_BK, state)
+
+    def warm_up(self, batch_sizes):
+        pass
+
+    def check_golden(self):
+        pass
+
+
+def pass_time(seconds):
+    """Let the clock of the running loop jump."""
+    loop = asyncio.get_running_loop()
+    now_s = loop.time
+    loop.time = lambda: now_s() + seconds
 
 
 @asynccontextmanager

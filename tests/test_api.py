@@ -235,7 +235,7 @@ async def test_a_request_is_charged_for_all_its_images_at_once():
 
 async def test_nobody_waits_longer_than_the_deadline():
     captioner = FakeCaptioner()
-    async with serving(captioner, deadline_s=0.05, body_timeout_s=0.05) as client:
+    async with serving(captioner, deadline_s=0.5, body_timeout_s=0.5) as client:
         captioner.gate.clear()
         answer = await client.post("/v1/captions", json=as_json(b"1", b"2"))
         captioner.gate.set()

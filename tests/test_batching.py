@@ -4,7 +4,8 @@ import asyncio
 import contextlib
 
 import pytest
-from hypothesis import given
+from fake import pass_time
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.batching import Closed, DeadlineExceeded, DoesNotFit, MicroBatcher, Overloaded
@@ -23,8 +24,9 @@ class Squares:
         self.gate.set()
         self.entered = asyncio.Event()
 
-    async def __call__(self, numbers):
+    async def __call__(self, numbers, wanted):
         self.batches.append(numbers)
+        self.wanted = wanted
         self.entered.set()
         await self.gate.wait()
         if self.poison & set(numbers):
@@ -84,6 +86,7 @@ async def test_the_next_batch_forms_while_the_device_is_busy():
     assert run.batches == [[1], [2, 3, 4, 5], [6]]
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(-1000, 1000), max_size=40), st.integers(1, 7))
 def test_everybody_gets_the_answer_to_his_own_item(numbers, max_batch):
     async def scenario():
@@ -177,6 +180,50 @@ async def test_a_caller_who_leaves_during_the_batch_does_not_stop_the_worker():
     assert watched.left == ["batch"]
 
 
+async def test_the_device_is_told_who_left_and_whose_deadline_passed():
+    run = Squares()
+    async with batching(run) as batcher:
+        first = await busy(batcher, run)
+        gone, stays = await submit_all(batcher, [2, 3])
+        (late,) = await submit_all(batcher, [4], asyncio.get_running_loop().time() + 100)
+        run.entered.clear()
+        run.gate.set()
+        run.gate.clear()  # for the batch that waits there alone
+        await run.entered.wait()
+        assert await first == 1
+        assert [run.wanted(n) for n in range(3)] == [True, True, True]
+        gone.cancel()
+        pass_time(200)
+        await asyncio.wait({gone, late})
+        assert [run.wanted(n) for n in range(3)] == [False, True, False]
+        run.gate.set()
+        assert await stays == 9
+    assert run.batches == [[1], [2, 3, 4]]
+    assert isinstance(late.exception(), DeadlineExceeded)
+
+
+async def test_a_batch_cut_short_does_not_make_the_device_seem_fast():
+    run = Squares()
+    async with batching(run) as batcher:
+        batcher._measure(5)
+        first = await busy(batcher, run)
+        first.cancel()
+        await asyncio.wait({first})
+        run.gate.set()
+    assert batcher.retry_after_s(10) == 50
+
+
+async def test_a_batch_that_everybody_left_still_shows_that_the_device_is_slow():
+    run = Squares()
+    async with batching(run) as batcher:
+        first = await busy(batcher, run)
+        pass_time(100)
+        first.cancel()
+        await asyncio.wait({first})
+        run.gate.set()
+    assert batcher.retry_after_s(1) == 60
+
+
 async def test_only_the_poison_item_of_a_batch_fails():
     run = Squares(poison={3})
     async with batching(run, max_batch=8) as batcher:
@@ -193,7 +240,7 @@ async def test_only_the_poison_item_of_a_batch_fails():
 async def test_callers_who_left_are_not_computed_again_when_a_batch_is_split():
     batches, callers = [], []
 
-    async def run(numbers):
+    async def run(numbers, wanted):
         batches.append(numbers)
         if len(numbers) > 1:
             callers[1].cancel()
@@ -208,7 +255,7 @@ async def test_callers_who_left_are_not_computed_again_when_a_batch_is_split():
 
 
 async def test_a_device_that_loses_an_answer_fails_the_items_and_not_the_loop():
-    async def forgetful(numbers):
+    async def forgetful(numbers, wanted):
         return numbers[1:]
 
     async with batching(forgetful) as batcher:
@@ -293,8 +340,8 @@ class Small(Squares):
 
     room = 2
 
-    async def __call__(self, numbers):
-        answers = await super().__call__(numbers)
+    async def __call__(self, numbers, wanted):
+        answers = await super().__call__(numbers, wanted)
         if len(numbers) > self.room:
             raise DoesNotFit
         return answers
@@ -344,7 +391,7 @@ def test_a_ceiling_halves_at_once_and_comes_back_slowly():
 async def test_a_device_that_is_gone_is_not_asked_again():
     batches = []
 
-    async def gone(numbers):
+    async def gone(numbers, wanted):
         batches.append(numbers)
         raise Closed
 

@@ -6,10 +6,11 @@ import socket
 
 import pytest
 import uvicorn
-from fake import FakeCaptioner, serving
+from fake import FakeCaptioner, SteppingCaptioner, pass_time, serving
 from pydantic import SecretStr
 from starlette.datastructures import Headers
 from test_api import RAW, captions, problem
+from tiny import photo
 
 from app.keys import Keys
 from app.problems import Unauthorised
@@ -243,6 +244,22 @@ async def test_a_client_that_leaves_takes_its_image_out_of_the_queue():
     assert 'caption_cancelled_total{stage="queue"} 1.0' in metrics
 
 
+async def test_a_client_that_leaves_during_its_batch_ends_the_search():
+    captioner = SteppingCaptioner()
+    async with serving(captioner) as client:
+        leave = asyncio.Event()
+        gone = asyncio.create_task(ask(client.app, piece(photo(), more=False), hold=leave))
+        await asyncio.to_thread(captioner.entered.acquire, timeout=10)
+        leave.set()
+        assert (await gone)[0] is None
+        captioner.gate.release(2)
+        answer = await client.post("/v1/captions", content=photo(), headers=RAW)
+        metrics = (await client.get("/metrics")).text
+    assert answer.status_code == 200
+    assert captioner.rows == [1] * 4 + [1] * 12
+    assert 'caption_cancelled_total{stage="batch"} 1.0' in metrics
+
+
 async def test_what_is_turned_away_is_counted_by_reason():
     async with serving(max_upload_bytes=10) as client:
         await client.post("/v1/captions", content=b"x" * 11, headers=RAW)
@@ -329,6 +346,20 @@ async def test_a_caller_may_wait_for_less_than_the_limit_but_not_for_more(asked,
             )
         captioner.gate.set()
     problem(answer, 504, "deadline_exceeded")
+
+
+async def test_a_deadline_that_passes_during_the_search_ends_it():
+    captioner = SteppingCaptioner()
+    async with serving(captioner) as client:
+        patience = {**RAW, "x-request-timeout": "20"}
+        caller = asyncio.create_task(client.post("/v1/captions", content=photo(), headers=patience))
+        await asyncio.to_thread(captioner.entered.acquire, timeout=10)
+        pass_time(25)
+        problem(await caller, 504, "deadline_exceeded")
+        captioner.gate.release(2)
+        answer = await client.post("/v1/captions", content=photo(), headers=RAW)
+    assert answer.status_code == 200
+    assert captioner.rows == [1] * 4 + [1] * 12
 
 
 @pytest.mark.parametrize("asked", ["soon", "-1", "0", "nan", ""])

@@ -3,7 +3,7 @@
 B images of the batch, K beams, T steps, V words, R regions
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeVar
 
@@ -11,9 +11,15 @@ import torch
 from torch import Tensor
 
 STEPS_BETWEEN_CHECKS = 4
-"""Asking whether all beams are finished waits for the device, so it is asked this rarely."""
+"""Asking which images are finished waits for the device, so it is asked this rarely."""
 
 State = TypeVar("State")
+Wanted = Callable[[int], bool]
+
+
+def everybody(image: int) -> bool:  # noqa: ARG001 - the signature of Wanted
+    """Say that somebody waits for each image of the batch."""
+    return True
 
 
 class Decoder(Protocol[State]):
@@ -31,6 +37,9 @@ class Decoder(Protocol[State]):
 
     def reorder(self, state: State, parents_BK: Tensor) -> State:
         """Let beam k of each image go on from the state of beam ``parents[b, k]``."""
+
+    def select(self, state: State, images_B: Tensor) -> State:
+        """Keep the state of these images of the batch alone."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +72,7 @@ class Beams(NamedTuple):
         lengths_BK: int64, words before the end mark.
         log_probs_BK: float32, the caption's log-probability, end mark included.
         scores_BK: float32, log-probability after the length penalty; ``-inf`` marks a slot that
-            holds no caption (fewer captions exist than beams).
+            holds no caption (fewer captions exist than beams, or nobody waited for its end).
         word_log_probs_BKT: float32.
         attention_BKTR: float32 or None.
     """
@@ -77,8 +86,9 @@ class Beams(NamedTuple):
 
 
 class _Beam(NamedTuple):
-    """The K beams of every image between two steps."""
+    """The K beams of every image between two steps; ``images_B`` says which images these are."""
 
+    images_B: Tensor
     words_BK: Tensor
     log_probs_BK: Tensor
     steps_BK: Tensor
@@ -88,6 +98,7 @@ class _Beam(NamedTuple):
 class _Trace(NamedTuple):
     """What one step leaves behind, read backwards once the search is over."""
 
+    images_B: Tensor
     parents_BK: Tensor
     words_BK: Tensor
     word_log_probs_BK: Tensor
@@ -103,13 +114,15 @@ def search(
     bos: int,
     eos: int,
     banned: Iterable[int],
+    wanted: Wanted = everybody,
 ) -> Beams:
     """Search the best captions of every image.
 
     A finished beam keeps its slot and its score and competes with those still growing, so a width
-    of 1 is greedy search and a width that holds every caption is exhaustive. Images do not see each
-    other; scores of the same image alone and in a batch differ only by the rounding of the
-    network's matrix products (below 1e-4 in float32).
+    of 1 is greedy search and a width that holds every caption is exhaustive. An image leaves the
+    batch between two steps when all its beams are finished or nobody waits for it any more. Images
+    do not see each other; scores of the same image alone and in a batch differ only by the rounding
+    of the network's matrix products (below 1e-4 in float32).
 
     Args:
         decoder: the language model.
@@ -118,10 +131,13 @@ def search(
         bos: id that starts every caption.
         eos: id that ends it.
         banned: ids that are never emitted.
+        wanted: says whether somebody still waits for image b, and once it said no, says no for
+            ever; asked every few steps. Whom nobody waits for may get no caption.
     """
     state = decoder.start(features_BRD, options.beam_width)
     beam = _first_beam(features_BRD, options.beam_width, bos)
     forbidden = torch.tensor(sorted({bos, *banned}), device=features_BRD.device)
+    left: list[_Beam] = []
     traces: list[_Trace] = []
     for step in range(options.max_words + 1):
         logits_BKV, state, attention_BKR = decoder.step(beam.words_BK, state)
@@ -129,9 +145,16 @@ def search(
         beam, trace = _advance(beam, log_probs_BKV, attention_BKR, eos, options.length_penalty)
         state = decoder.reorder(state, trace.parents_BK)
         traces.append(trace)
-        if step % STEPS_BETWEEN_CHECKS == STEPS_BETWEEN_CHECKS - 1 and bool(beam.finished_BK.all()):
+        if step % STEPS_BETWEEN_CHECKS < STEPS_BETWEEN_CHECKS - 1:
+            continue
+        staying = _staying(beam, wanted)
+        if not staying:
             break
-    return _read_back(beam, traces, eos, options.length_penalty)
+        if len(staying) < len(beam.images_B):
+            left.append(beam)
+            staying_B = torch.tensor(staying, device=features_BRD.device)
+            beam, state = _select(beam, staying_B), decoder.select(state, staying_B)
+    return _read_back(_together([*left, beam]), traces, eos, options.length_penalty)
 
 
 def _first_beam(features_BRD: Tensor, width: int, bos: int) -> _Beam:
@@ -141,7 +164,11 @@ def _first_beam(features_BRD: Tensor, width: int, bos: int) -> _Beam:
     log_probs[:, 0] = 0.0
     words = torch.full(size, bos, dtype=torch.long, device=features_BRD.device)
     return _Beam(
-        words, log_probs, torch.zeros_like(words), torch.zeros_like(words, dtype=torch.bool)
+        torch.arange(len(words), device=words.device),
+        words,
+        log_probs,
+        torch.zeros_like(words),
+        torch.zeros_like(words, dtype=torch.bool),
     )
 
 
@@ -179,13 +206,14 @@ def _advance(
     parents_BK, words_BK = chosen_BK // words, chosen_BK % words
     totals_BK = totals_BKV.flatten(1).gather(1, chosen_BK)
     grown = _Beam(
+        beam.images_B,
         words_BK,
         totals_BK,
         steps_BK.gather(1, parents_BK),
         (words_BK == eos) | totals_BK.isneginf(),  # an empty slot never grows
     )
     word_log_probs_BK = log_probs_BKV.flatten(1).gather(1, chosen_BK)
-    return grown, _Trace(parents_BK, words_BK, word_log_probs_BK, attention_BKR)
+    return grown, _Trace(beam.images_B, parents_BK, words_BK, word_log_probs_BK, attention_BKR)
 
 
 def _hold_finished(log_probs_BKV: Tensor, finished_BK: Tensor, eos: int) -> Tensor:
@@ -199,22 +227,62 @@ def _score(log_probs: Tensor, steps: Tensor, alpha: float) -> Tensor:
     return log_probs / steps.clamp(min=1).float().pow(alpha)
 
 
+def _staying(beam: _Beam, wanted: Wanted) -> list[int]:
+    """Give the rows that have a beam to grow and somebody who waits for it."""
+    finished_B = beam.finished_BK.all(1)
+    images, finished = torch.stack((beam.images_B, finished_B)).tolist()  # one wait for the device
+    return [row for row, image in enumerate(images) if not finished[row] and wanted(image)]
+
+
+def _select(beam: _Beam, rows_B: Tensor) -> _Beam:
+    return _Beam(*(part.index_select(0, rows_B) for part in beam))
+
+
+def _together(beams: list[_Beam]) -> _Beam:
+    """Give the last beams of every image: the first of the list are everybody's, the next fewer."""
+    whole, *later = beams
+    for beam in later:
+        pairs = zip(whole, beam, strict=True)
+        whole = _Beam(*(all_.index_copy(0, beam.images_B, some) for all_, some in pairs))
+    return whole
+
+
 def _read_back(beam: _Beam, traces: list[_Trace], eos: int, alpha: float) -> Beams:
     """Follow the parents from the last step to the first; topk left the best beam first."""
     slots_BK = torch.arange(beam.words_BK.shape[1], device=beam.words_BK.device)
     slots_BK, columns = slots_BK.expand_as(beam.words_BK), []
-    for trace in reversed(traces):
+    for trace in (_spread(trace, beam, eos) for trace in reversed(traces)):
         columns.append(_pick(trace, slots_BK))
         slots_BK = trace.parents_BK.gather(1, slots_BK)
     words, log_probs, attention = zip(*reversed(columns), strict=True)
     words_BKT = torch.stack(words, dim=-1)
+    log_probs_BK = beam.log_probs_BK.masked_fill(~beam.finished_BK, -torch.inf)
     return Beams(
         words_BKT,
         (words_BKT != eos).sum(-1),
-        beam.log_probs_BK,
-        _score(beam.log_probs_BK, beam.steps_BK, alpha),
+        log_probs_BK,
+        _score(log_probs_BK, beam.steps_BK, alpha),
         torch.stack(log_probs, dim=-1),
         None if attention[0] is None else torch.stack(attention, dim=2),
+    )
+
+
+def _spread(trace: _Trace, beam: _Beam, eos: int) -> _Trace:
+    """Let the images that had left before this step stand still in it."""
+    here_B = trace.images_B
+    if len(here_B) == len(beam.images_B):
+        return trace
+    slots_BK = torch.arange(beam.words_BK.shape[1], device=here_B.device).expand_as(beam.words_BK)
+    attention_BKR = trace.attention_BKR
+    if attention_BKR is not None:
+        nothing_BKR = attention_BKR.new_zeros(*slots_BK.shape, attention_BKR.shape[-1])
+        attention_BKR = nothing_BKR.index_copy(0, here_B, attention_BKR)
+    return _Trace(
+        beam.images_B,
+        slots_BK.index_copy(0, here_B, trace.parents_BK),
+        torch.full_like(slots_BK, eos).index_copy(0, here_B, trace.words_BK),
+        torch.zeros_like(beam.log_probs_BK).index_copy(0, here_B, trace.word_log_probs_BK),
+        attention_BKR,
     )
 
 

@@ -210,6 +210,12 @@ class Decoder(nn.Module):
         hidden, cell = (row.take_along_dim(index_BK1, dim=1) for row in state.rows)
         return DecoderState(state.image, (hidden, cell))
 
+    def select(self, state: DecoderState, images_B: Tensor) -> DecoderState:
+        """Keep the state of these images of the batch alone."""
+        hidden, cell = (row.index_select(0, images_B) for row in state.rows)
+        image = tuple(part.index_select(0, images_B) for part in state.image)
+        return DecoderState(image, (hidden, cell))
+
     def forward(self, features_BRD: Tensor, words_BKT: Tensor) -> tuple[Tensor, Tensor | None]:
         """Read whole captions (teacher forcing).
 

@@ -118,7 +118,11 @@ class Captioner:
         return image.fit(image_CHW, size_px=size_px, how=self._geometry.fit)
 
     def caption(
-        self, images: Sequence[Tensor], *, on_stage: OnStage = _nobody
+        self,
+        images: Sequence[Tensor],
+        *,
+        on_stage: OnStage = _nobody,
+        wanted: beam.Wanted = beam.everybody,
     ) -> list[tuple[Caption, ...]]:
         """Caption one batch.
 
@@ -126,31 +130,50 @@ class Captioner:
             images: from `read`.
             on_stage: told about ``encode`` and ``search``: when each began and ended, on the
                 monotonic clock.
+            wanted: says whether somebody still waits for image b, and once it said no, says no for
+                ever; asked before the search and every few steps of it.
 
         Returns:
-            Per image its candidates, best first, at most ``search.beam_width``.
+            Per image its candidates, best first, at most ``search.beam_width``. Whom nobody waits
+            for may get none.
 
         Raises:
             OutOfMemory: the batch does not fit into the device; a smaller one may.
             DeviceFault: the device has failed for good.
         """
-        return device.guarded(partial(self._caption_batch, images, on_stage))
+        return device.guarded(partial(self._caption_batch, images, on_stage, wanted))
 
     @torch.inference_mode()
     def _caption_batch(
-        self, images: Sequence[Tensor], on_stage: OnStage
+        self, images: Sequence[Tensor], on_stage: OnStage, wanted: beam.Wanted
     ) -> list[tuple[Caption, ...]]:
         began_s = time.monotonic()
         features_BRD = self.network.encoder(torch.stack(list(images)).to(self.device))
         device.settle(self.device)
         encoded_s = time.monotonic()
-        captions = self.caption_features(features_BRD)
+        captions = self._caption_wanted(features_BRD, wanted)
         on_stage("encode", began_s, encoded_s)
         on_stage("search", encoded_s, time.monotonic())
         return captions
 
+    def _caption_wanted(
+        self, features_BRD: Tensor, wanted: beam.Wanted
+    ) -> list[tuple[Caption, ...]]:
+        """Search for the images that somebody still waits for; the others get no candidates."""
+        captions: list[tuple[Caption, ...]] = [() for _ in features_BRD]
+        staying = [b for b in range(len(features_BRD)) if wanted(b)]
+        if staying:
+            found = self.caption_features(
+                features_BRD[staying], wanted=lambda n: wanted(staying[n])
+            )
+            for b, candidates in zip(staying, found, strict=True):
+                captions[b] = candidates
+        return captions
+
     @torch.inference_mode()
-    def caption_features(self, features_BRD: Tensor) -> list[tuple[Caption, ...]]:
+    def caption_features(
+        self, features_BRD: Tensor, *, wanted: beam.Wanted = beam.everybody
+    ) -> list[tuple[Caption, ...]]:
         """Caption images whose features are at hand, as the trainer's are."""
         found = _to_host(
             beam.search(
@@ -160,6 +183,7 @@ class Captioner:
                 bos=BOS,
                 eos=EOS,
                 banned=(PAD, UNK),
+                wanted=wanted,
             )
         )
         return [self._candidates(found, b) for b in range(len(found.scores_BK))]

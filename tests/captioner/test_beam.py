@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny import tiny_network
 
-from app.captioner.beam import SearchOptions, search
+from app.captioner.beam import SearchOptions, everybody, search
 
 PAD, BOS, EOS, UNK = range(4)
 V = 7  # four special ids and three words
@@ -21,22 +21,34 @@ class Table:
         self.logits = torch.randn(images, steps, V, V, generator=generator) * sharpness
 
     def start(self, features_BRD, beams):
-        self.images = features_BRD[:, 0, 0].long()
-        return (0, torch.zeros(len(features_BRD), beams, dtype=torch.long))
+        self.batches = []  # which images each step was for
+        return 0, features_BRD[:, 0, 0].long(), torch.zeros(len(features_BRD), beams).long()
 
     def step(self, words_BK, state):
-        step, history_BK = state
-        logits_BKV = self.logits[self.images[:, None], step, words_BK]
+        step, images_B, history_BK = state
+        self.batches.append(images_B.tolist())
+        logits_BKV = self.logits[images_B[:, None], step, words_BK]
         attention_BKR = torch.stack((history_BK, words_BK), dim=-1).float()
-        return logits_BKV, (step + 1, history_BK * V + words_BK), attention_BKR
+        return logits_BKV, (step + 1, images_B, history_BK * V + words_BK), attention_BKR
 
     def reorder(self, state, parents_BK):
-        return state[0], state[1].gather(1, parents_BK)
+        step, images_B, history_BK = state
+        return step, images_B, history_BK.gather(1, parents_BK)
+
+    def select(self, state, rows_B):
+        step, images_B, history_BK = state
+        return step, images_B[rows_B], history_BK[rows_B]
 
 
-def run(table, images, **options):
+def run(table, images, *, wanted=everybody, **options):
     features = torch.tensor(images, dtype=torch.float).view(-1, 1, 1)
-    return search(table, features, SearchOptions(**options), bos=BOS, eos=EOS, banned=(PAD, UNK))
+    options = SearchOptions(**options)
+    return search(table, features, options, bos=BOS, eos=EOS, banned=(PAD, UNK), wanted=wanted)
+
+
+def runs_of(batches):
+    """Give how many steps in a row each batch of images had."""
+    return [(images, len(list(steps))) for images, steps in itertools.groupby(batches)]
 
 
 def log_prob(table, image, words):
@@ -101,6 +113,67 @@ def test_an_image_alone_and_in_any_batch_gives_the_same():
                 assert batch.log_probs_BK[b, k].item() == alone.log_probs_BK[0, k].item()
 
 
+def assert_each_beam_paid_its_own_attention(beams):
+    for b, k in itertools.product(*map(range, beams.scores_BK.shape)):
+        words, history = (BOS, *words_of(beams, b, k)), 0
+        for t, last in enumerate(words):
+            expected = torch.tensor([history, last]).float()
+            assert torch.equal(beams.attention_BKTR[b, k, t], expected)
+            history = history * V + last
+
+
+def ends_after(words, *, of):
+    """Make a table whose image b has captions of ``words[b]`` words, out of ``of`` at most."""
+    table = Table(len(words), of + 1, seed=8)
+    table.logits[..., EOS] = -50
+    for image, length in enumerate(words):
+        table.logits[image, length, :, EOS] = 50
+    return table
+
+
+def assert_same(batch, b, alone):
+    T = alone.words_BKT.shape[-1]
+    for name, value in alone._asdict().items():
+        own = getattr(batch, name)[b]
+        if name in {"words_BKT", "word_log_probs_BKT"}:
+            own = own[:, :T]
+        if name == "attention_BKTR":
+            continue  # after the end mark it means nothing
+        assert torch.equal(own, value[0]), name
+
+
+def test_a_finished_image_leaves_the_batch_with_the_caption_it_has_alone():
+    table = ends_after([9, 2, 7, 3], of=9)
+    together = run(table, [0, 1, 2, 3], max_words=9)
+    assert runs_of(table.batches) == [([0, 1, 2, 3], 4), ([0, 2], 4), ([0], 2)]
+    for image in range(4):
+        assert_same(together, image, run(table, [image], max_words=9))
+    assert_each_beam_paid_its_own_attention(together)
+
+
+def test_an_image_that_nobody_waits_for_leaves_and_the_others_say_the_same():
+    table, asked = ends_after([13, 13, 13], of=13), []
+
+    def wanted(image):
+        asked.append(image)
+        return image != 1 or len(asked) <= 3
+
+    together = run(table, [0, 1, 2], max_words=13, wanted=wanted)
+    assert runs_of(table.batches) == [([0, 1, 2], 8), ([0, 2], 6)]
+    assert asked == [0, 1, 2, 0, 1, 2, 0, 2]
+    assert together.scores_BK[1].isneginf().all()
+    for image in (0, 2):
+        assert_same(together, image, run(table, [image], max_words=13))
+
+
+def test_a_search_that_nobody_waits_for_ends():
+    table = ends_after([9, 2], of=9)
+    beams = run(table, [0, 1], max_words=9, wanted=lambda image: image == 1)
+    assert len(table.batches) == 4
+    assert beams.scores_BK[0].isneginf().all()
+    assert words_of(beams, 1, 0)
+
+
 def test_special_ids_are_never_emitted():
     table = Table(1, 6, seed=1)
     table.logits[..., [PAD, BOS, UNK]] = 50.0
@@ -139,12 +212,7 @@ def test_word_log_probs_add_up_to_the_caption():
 
 
 def test_attention_follows_the_beam_that_paid_it():
-    beams = run(Table(3, 7, seed=7), [0, 1, 2], max_words=6)
-    for b, k in itertools.product(range(3), range(3)):
-        words, history = (BOS, *words_of(beams, b, k)), 0
-        for t, last in enumerate(words):
-            assert beams.attention_BKTR[b, k, t].tolist() == [history, last]
-            history = history * V + last
+    assert_each_beam_paid_its_own_attention(run(Table(3, 7, seed=7), [0, 1, 2], max_words=6))
 
 
 def test_impossible_options_are_refused():
@@ -168,3 +236,19 @@ def test_a_network_says_the_same_alone_and_in_a_batch(decoder):
             alone = search(network.decoder, own, SearchOptions(), **options)
             assert words_of(alone, 0, 0) == words_of(batch, b, 0)
             assert math.isclose(alone.log_probs_BK[0, 0], batch.log_probs_BK[b, 0], abs_tol=1e-4)
+
+
+@pytest.mark.parametrize("decoder", ["merge", "inject", "attention"])
+def test_a_network_goes_on_with_the_images_that_stay(decoder):
+    network = tiny_network(decoder)
+    features = torch.randn(5, 4, network.encoder.width, generator=torch.Generator().manual_seed(0))
+    options = {"options": SearchOptions(min_words=9, max_words=9), "bos": BOS, "eos": EOS}
+    wanted = [False, True, False, True, True]
+    everyone = search(network.decoder, features, banned=(PAD, UNK), **options)
+    fewer = search(
+        network.decoder, features, banned=(PAD, UNK), wanted=wanted.__getitem__, **options
+    )
+    assert fewer.scores_BK.isfinite().all(1).tolist() == wanted
+    for b in (1, 3, 4):
+        assert words_of(fewer, b, 0) == words_of(everyone, b, 0)
+        assert math.isclose(fewer.log_probs_BK[b, 0], everyone.log_probs_BK[b, 0], abs_tol=1e-4)

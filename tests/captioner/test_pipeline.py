@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from fake import SteppingCaptioner
 from tiny import SIZE_PX, photo, save_tiny_checkpoint, tiny_unpublished
 
 from app.captioner.checkpoint import read_golden
@@ -45,6 +46,40 @@ def test_a_caption_is_the_same_alone_and_in_company(captioner):
         alone = captioner.caption([image])[0]
         assert [each.text for each in alone] == [each.text for each in candidates]
         assert alone[0].log_prob == pytest.approx(candidates[0].log_prob, abs=1e-4)
+
+
+def test_an_image_that_nobody_waits_for_gets_no_caption_and_the_others_the_same(captioner):
+    images = read(captioner, *range(3))
+    everybody = captioner.caption(images)
+    first, left, last = captioner.caption(images, wanted=lambda b: b != 1)
+    assert left == ()
+    for some, all_ in ((first, everybody[0]), (last, everybody[2])):
+        assert [each.text for each in some] == [each.text for each in all_]
+        assert some[0].log_prob == pytest.approx(all_[0].log_prob, abs=1e-4)
+
+
+def test_callers_who_leave_while_the_batch_is_encoded_leave_before_the_search():
+    captioner = SteppingCaptioner()
+    captioner.gate.release()
+    images = read(captioner, *range(3))
+    captioner.caption(images, wanted=lambda b: b == 2)
+    assert captioner.rows == [1] * 12
+    assert captioner.caption(images, wanted=lambda _: False) == [(), (), ()]
+    assert len(captioner.rows) == 12
+
+
+def test_callers_who_leave_during_the_search_are_known_by_their_place_in_the_batch():
+    captioner, answers = SteppingCaptioner(), []
+    captioner.gate.release()
+    images = read(captioner, *range(3))
+
+    def wanted(b):
+        answers.append(b)
+        return b == 2 or (b == 1 and len(answers) <= 3)  # 0 leaves before the search, 1 during it
+
+    found = captioner.caption(images, wanted=wanted)
+    assert captioner.rows == [2] * 4 + [1] * 8
+    assert [len(candidates) for candidates in found] == [0, 0, 3]
 
 
 def test_words_make_up_the_caption(captioner):
