@@ -5,6 +5,8 @@ ARG BASE=python:3.12-slim
 FROM ${BASE} AS builder
 # PyTorch's own CPU wheels. Set it empty for the default index, whose Linux wheels bring CUDA.
 ARG TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu
+# Extras of pyproject.toml that the image shall have, such as otel; several are separated by spaces.
+ARG EXTRAS=""
 WORKDIR /build
 COPY pyproject.toml ./
 # Two environments: pip lives in the one that stays here.
@@ -16,7 +18,7 @@ ENV COMPILE="-m compileall -q -j 0 --invalidation-mode unchecked-hash"
 RUN --mount=type=cache,target=/var/cache/pip \
     python3 -m venv /pip \
  && python3 -m venv --without-pip /venv \
- && python3 -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" > all.txt \
+ && python3 -c "import sys, tomllib; of = tomllib.load(open('pyproject.toml', 'rb'))['project']; print(*of['dependencies'], *(one for extra in sys.argv[1:] for one in of['optional-dependencies'][extra]), sep='\n')" ${EXTRAS} > all.txt \
  && grep '^torch' all.txt > torch.txt \
  && ${PIP} ${TORCH_INDEX_URL:+--index-url ${TORCH_INDEX_URL}} --requirement torch.txt \
  && ${PIP} --requirement all.txt \

@@ -24,7 +24,7 @@ from app.schemas import (
     Options,
     RefusedImage,
 )
-from app.service import CaptionService
+from app.service import CaptionService, OnStage
 from app.settings import Settings
 from app.telemetry import Telemetry
 
@@ -96,7 +96,10 @@ def _check_n_best(options: Options, service: CaptionService) -> None:
 
 
 async def _results(wanted: Wanted, state: State, door: Door) -> list[CaptionedImage | RefusedImage]:
-    journeys = [_outcome(door.service, upload, state) for upload in wanted.uploads]
+    journeys = [
+        _outcome(door.service, upload, state, state.stages.of(image))
+        for image, upload in enumerate(wanted.uploads)
+    ]
     outcomes = await asyncio.gather(*journeys)
     _count(outcomes, door.telemetry)
     _raise_what_concerns_all(outcomes)
@@ -106,10 +109,12 @@ async def _results(wanted: Wanted, state: State, door: Door) -> list[CaptionedIm
     ]
 
 
-async def _outcome(service: CaptionService, upload: Upload, state: State) -> "Outcome":
+async def _outcome(
+    service: CaptionService, upload: Upload, state: State, on_stage: OnStage
+) -> "Outcome":
     """Give the captions of one upload, or what went wrong with it: the others go on."""
     try:
-        return await service.caption(upload.data, state.deadline_s, state.stages.note)
+        return await service.caption(upload.data, state.deadline_s, on_stage)
     except Exception as error:  # noqa: BLE001 - becomes this image's problem or the request's
         return error
 

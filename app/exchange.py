@@ -1,4 +1,4 @@
-"""One request and its answer as others see them: request id, log line, metrics, Server-Timing."""
+"""One request and its answer as others see them: request id, log line, metrics, span, timing."""
 
 import asyncio
 import logging
@@ -6,27 +6,38 @@ import re
 import time
 import uuid
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.stages import Stages
 from app.telemetry import Telemetry
+from app.tracing import Tracing
+
+if TYPE_CHECKING:
+    from app.spans import RequestSpan
 
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}(-.*)?")
 _QUIET_ROUTES = frozenset({"/livez", "/startupz", "/readyz", "/healthz", "/metrics"})
+_UNMATCHED = "unmatched"
 
 
 class RequestTelemetry:
-    """Outermost ASGI layer: request id, one log line, request metrics, ``Server-Timing``.
+    """Outermost ASGI layer: request id, one log line, request metrics, span, ``Server-Timing``.
 
-    The layers below leave their outcome in ``scope["state"]["outcome"]``.
+    The layers below leave their outcome in ``scope["state"]["outcome"]``. Probes and scrapes leave
+    no span, and their lines whisper.
     """
 
-    def __init__(self, app: ASGIApp, *, telemetry: Telemetry, routes: frozenset[str]) -> None:
+    def __init__(
+        self, app: ASGIApp, *, telemetry: Telemetry, tracing: Tracing, routes: frozenset[str]
+    ) -> None:
         self.app = app
         self._telemetry = telemetry
+        self._tracing = tracing
         self._routes = routes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -34,40 +45,28 @@ class RequestTelemetry:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        route = scope["path"] if scope["path"] in self._routes else _UNMATCHED
         exchange = _Exchange(scope, send)
-        with structlog.contextvars.bound_contextvars(**exchange.identity):
+        span = self._begin_span(scope, route)
+        ids = span.ids if span else _trace_context(Headers(scope=scope))
+        with structlog.contextvars.bound_contextvars(request_id=exchange.request_id, **ids):
             try:
                 await self.app(scope, receive, exchange.send)
             finally:
-                self._note(exchange, self._route(scope))
+                self._note(exchange, route)
+                if span:
+                    span.end(exchange.status, exchange.outcome, exchange.stages.times)
 
-    def _route(self, scope: Scope) -> str:
-        path: str = scope["path"]
-        return path if path in self._routes else "unmatched"
+    def _begin_span(self, scope: Scope, route: str) -> "RequestSpan | None":
+        if route in _QUIET_ROUTES:
+            return None
+        return self._tracing.begin(scope, None if route == _UNMATCHED else route)
 
     def _note(self, exchange: "_Exchange", route: str) -> None:
         self._telemetry.requests.labels(route, exchange.outcome).inc()
         self._telemetry.request_duration.labels(route).observe(exchange.duration_s())
         level = logging.DEBUG if route in _QUIET_ROUTES else logging.INFO
         structlog.get_logger().log(level, "request", route=route, **exchange.summary())
-
-
-class Stages:
-    """When each stage of a request began and ended, on the monotonic clock."""
-
-    def __init__(self) -> None:
-        self.spans: list[tuple[str, float, float]] = []
-
-    def note(self, stage: str, began_s: float, ended_s: float) -> None:
-        """Take note of one stage of one image."""
-        self.spans.append((stage, began_s, ended_s))
-
-    def durations_s(self) -> dict[str, float]:
-        """Give each stage's seconds; of several images, the slowest."""
-        durations_s: dict[str, float] = {}
-        for stage, began_s, ended_s in self.spans:
-            durations_s[stage] = max(durations_s.get(stage, 0.0), ended_s - began_s)
-        return durations_s
 
 
 def _server_timing(durations_s: Mapping[str, float]) -> str:
@@ -85,31 +84,29 @@ class _Exchange:
         self._scope = scope
         self._send = send
         self._started_s = time.perf_counter()
-        self._status: int | None = None
-        headers = Headers(scope=scope)
-        self._request_id = _request_id(headers)
-        self._stages = Stages()
-        self.identity = {"request_id": self._request_id, **_trace_context(headers)}
+        self.status: int | None = None
+        self.request_id = _request_id(Headers(scope=scope))
+        self.stages = Stages()
         scope.setdefault("state", {}).update(
-            request_id=self._request_id,
+            request_id=self.request_id,
             arrived_s=asyncio.get_running_loop().time(),
-            stages=self._stages,
+            stages=self.stages,
         )
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            self._status = message["status"]
+            self.status = message["status"]
             headers = MutableHeaders(scope=message)
-            headers["x-request-id"] = self._request_id
+            headers["x-request-id"] = self.request_id
             headers["server-timing"] = _server_timing(
-                {**self._stages.durations_s(), "total": self.duration_s()}
+                {**self.stages.durations_s(), "total": self.duration_s()}
             )
         await self._send(message)
 
     @property
     def outcome(self) -> str:
         said: str | None = self._scope["state"].get("outcome")
-        return said or ("client_closed" if self._status is None else "ok")
+        return said or ("client_closed" if self.status is None else "ok")
 
     def duration_s(self) -> float:
         return time.perf_counter() - self._started_s
@@ -117,7 +114,7 @@ class _Exchange:
     def summary(self) -> dict[str, object]:
         return {
             "method": self._scope["method"],
-            "status": self._status or 499,  # nobody was there to answer
+            "status": self.status or 499,  # nobody was there to answer
             "outcome": self.outcome,
             "duration_s": round(self.duration_s(), 4),
         }
@@ -138,6 +135,7 @@ def _trace_context(headers: Headers) -> dict[str, str]:
     if (
         match is None
         or match[0].startswith("ff")
+        or (match[0].startswith("00") and match[3])  # only later versions may say more
         or not (match[1].strip("0") and match[2].strip("0"))
     ):
         return {}

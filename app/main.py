@@ -30,6 +30,8 @@ from app.problems import Problems
 from app.service import CaptionService
 from app.settings import Settings
 from app.telemetry import Telemetry
+from app.tracing import Tracing
+from app.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from app.captioner.pipeline import Captioner
@@ -60,8 +62,10 @@ def create_app(settings: Settings, *, captioner: "Captioner | None" = None) -> F
         lifespan=_lifespan,
         redoc_url=None,
         redirect_slashes=False,
+        telemetry={"tracing": False},  # a request leaves one span, and ``exchange`` makes it
     )
     app.state.door = door
+    app.state.tracing = Tracing(os.environ)
     app.include_router(api.router)
     app.add_exception_handler(HTTPException, problems.answer_http_exception)
     app.add_exception_handler(RequestValidationError, problems.answer_http_exception)
@@ -119,16 +123,22 @@ def _guard(app: FastAPI, door: Door) -> None:
     )
     app.add_middleware(Problems)
     app.add_middleware(
-        RequestTelemetry, telemetry=door.telemetry, routes=frozenset(app.openapi()["paths"])
+        RequestTelemetry,
+        telemetry=door.telemetry,
+        tracing=app.state.tracing,
+        routes=frozenset(app.openapi()["paths"]),
     )
 
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     service: CaptionService = app.state.door.service
+    tracing: Tracing = app.state.tracing
+    await tracing.start()
     service.start()
     yield
     await service.close()
+    await tracing.close()
 
 
 # The process
@@ -143,7 +153,10 @@ class _Server(uvicorn.Server):
 
 
 def serve(settings: Settings) -> int:
-    """Serve until told to stop, and give the exit code: 0 after a drain, 1 after a failure."""
+    """Serve until told to stop, and give the exit code: 0 after a drain, 1 after a failure.
+
+    A loop that stays away ends the process at once, with ``watchdog.EXIT_CODE``.
+    """
     app = create_app(settings)
     config = _uvicorn_config(app, settings)
     log.info("settings", **settings.model_dump(mode="json"))
@@ -177,7 +190,8 @@ async def _serve(server: uvicorn.Server, door: Door, bound: socket.socket) -> in
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ending.on_signal, number)
     watch = asyncio.create_task(ending.when_dead())
-    await server.serve(sockets=[bound])
+    with Watchdog(door.settings.loop_stuck_after_s, door.telemetry.loop_lag.observe):
+        await server.serve(sockets=[bound])
     watch.cancel()
     return 0 if door.health.livez().ok else 1
 

@@ -61,6 +61,7 @@ class Settings(BaseSettings):
     drain_delay_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 5.0
     drain_timeout_s: Seconds = 35.0
     stuck_after_s: Seconds = 60.0
+    loop_stuck_after_s: Seconds = 30.0
 
     @field_validator("api_keys", mode="before")
     @classmethod

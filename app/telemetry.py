@@ -89,6 +89,10 @@ class Telemetry:
         self.inflight_bytes = Gauge(
             "caption_inflight_bytes", "Bytes of body reserved by them.", registry=registry
         )
+        self.loop_lag = Histogram(
+            "caption_loop_lag_seconds", "How late the event loop comes to a call, once a second.",
+            buckets=_SECONDS, registry=registry,
+        )  # fmt: skip
         self.ready = Gauge("caption_ready", "1 when /readyz says 200.", registry=registry)
         self.checkpoint = Info("caption_checkpoint", "The checkpoint served.", registry=registry)
 

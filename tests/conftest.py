@@ -20,7 +20,7 @@ def plain_logs():
 
 
 @pytest.fixture(autouse=True)
-def no_caption_settings(monkeypatch):
+def no_settings(monkeypatch):
     """Keep the settings of whoever runs the tests out of them."""
-    for name in [name for name in os.environ if name.startswith("CAPTION_")]:
+    for name in [name for name in os.environ if name.startswith(("CAPTION_", "OTEL_"))]:
         monkeypatch.delenv(name)

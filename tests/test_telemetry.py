@@ -130,6 +130,7 @@ async def test_the_unexpected_is_logged_with_its_cause_and_not_told():
     ("traceparent", "ids"),
     [
         (f"00-{TRACE}-{SPAN}-01", {"trace_id": TRACE, "parent_span_id": SPAN}),
+        (f"00-{TRACE}-{SPAN}-01-more", {}),
         (f"01-{TRACE}-{SPAN}-01-more", {"trace_id": TRACE, "parent_span_id": SPAN}),
         (f"ff-{TRACE}-{SPAN}-01", {}),
         (f"00-{'0' * 32}-{SPAN}-01", {}),
