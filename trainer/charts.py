@@ -7,7 +7,7 @@ from typing import Any
 from trainer.calibration import BINS, Calibration
 
 _WIDTH, _HEIGHT, _MARGIN = 360, 200, 36
-_NO_CURVES = frozenset({"stage", "epoch", "seconds"})
+_NO_CURVES = frozenset({"stage", "epoch", "seconds", "ranks", "reverted", "kept"})
 
 
 def learning_curves(history: Sequence[dict[str, Any]]) -> str:

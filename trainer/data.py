@@ -1,8 +1,9 @@
-"""Flickr8k's official layout on disk -> frozen splits, and the refusal of files that are wrong.
+"""Flickr8k's official layout, or shards -> frozen splits, and the refusal of files that are wrong.
 
 One directory holds an image folder, ``Flickr8k.token.txt`` with lines ``image.jpg#n<TAB>caption``,
 and one list of image names per split, ``Flickr_8k.<split>Images.txt``. A directory of any size in
-this layout is welcome; one that contradicts itself is not.
+this layout is welcome; one that contradicts itself is not. A split without a list may lie in
+shards, see `trainer.shards`.
 """
 
 import hashlib
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.errors import DataError
+from trainer.shards import Member, read_shard, shards_of
 from trainer.textfiles import read_captions, read_list
 
 IMAGE_FOLDERS = ("Flicker8k_Dataset", "Flickr8k_Dataset")
@@ -35,28 +37,29 @@ class Example:
 
     Attributes:
         image: file name, the key of all files of the layout.
-        path: where the image lies.
+        path: where the image lies, a file or a member of a shard.
         captions: one or more, as written, in the order of their ``#n``.
     """
 
     image: str
-    path: Path
+    path: Path | Member
     captions: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Split:
-    """The images of one list, in the order of the list."""
+    """The images of one list or of its shards, in their order."""
 
     name: str
     examples: tuple[Example, ...]
+    sharded: bool = False
 
 
 def read_split(directory: Path, split: str, *, images: str | None = None) -> Split:
-    """Read one split of a directory in the official layout.
+    """Read one split of a directory in the official layout, or of shards.
 
     Args:
-        directory: holds the image folder, the token file and the lists.
+        directory: holds the image folder, the token file and the lists; or shards.
         split: any name; ``dev`` stands for ``Flickr_8k.devImages.txt``.
         images: name of the image folder, where it is none of `IMAGE_FOLDERS`.
 
@@ -64,6 +67,9 @@ def read_split(directory: Path, split: str, *, images: str | None = None) -> Spl
         DataError: a file is missing or malformed, a listed image lacks its file or its captions,
             an image occurs in two of train, dev and test, or the copy is one known to be broken.
     """
+    shards = [] if split in split_names(directory) else shards_of(directory, split)
+    if shards:
+        return _from_shards(split, shards)
     listing = list_path(directory, split)
     names = read_list(listing)
     captions = read_captions(directory / TOKEN_FILE)
@@ -73,6 +79,18 @@ def read_split(directory: Path, split: str, *, images: str | None = None) -> Spl
     _refuse_absent(listing, names, captions, f"caption in {directory / TOKEN_FILE}")
     _refuse_absent(listing, names, {file.name for file in folder.iterdir()}, f"file in {folder}")
     return Split(split, tuple(Example(name, folder / name, captions[name]) for name in names))
+
+
+def _from_shards(split: str, shards: Sequence[Path]) -> Split:
+    samples = [sample for shard in shards for sample in read_shard(shard)]
+    named = {sample.image: sample for sample in samples}
+    if len(named) != len(samples) or not samples:
+        raise DataError(
+            f"{shards[0]} and the {len(shards) - 1} other shards of {split} hold {len(samples)} "
+            f"images under {len(named)} names, expected a name for each: write the shards again"
+        )
+    found = (Example(name, sample.member, sample.captions) for name, sample in named.items())
+    return Split(split, tuple(found), sharded=True)
 
 
 def list_path(directory: Path, split: str) -> Path:
@@ -138,16 +156,23 @@ def data_sha256(split: Split) -> str:
 
     The bytes are read in full, about a gigabyte for the original Flickr8k: a picture that was
     resized or damaged keeps its name, and may keep its size, but trains another network. The
-    directory and the split's name are left out, so the same data gives the same hash anywhere.
+    directory and the split's name are left out, so the same data gives the same hash anywhere, in
+    shards too. There the hash that lies beside an image is taken at its word.
 
     Returns:
         64 hexadecimal digits.
     """
     digest = hashlib.sha256()
     for example in split.examples:
-        pixels = hashlib.sha256(example.path.read_bytes()).hexdigest()
+        pixels = _sha256(example.path)
         digest.update(json.dumps([example.image, example.captions, pixels]).encode() + b"\n")
     return digest.hexdigest()
+
+
+def _sha256(path: Path | Member) -> str:
+    if isinstance(path, Member) and path.sha256:
+        return path.sha256
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _token_findings(images: int) -> list[str]:

@@ -1,6 +1,8 @@
-"""Which device to train on when nobody names one."""
+"""Which device to train on when nobody names one, and in which arithmetic."""
 
 import torch
+
+PRECISIONS = ("float32", "bfloat16")
 
 
 def available_device() -> str:

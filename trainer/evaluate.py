@@ -110,15 +110,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--captions", type=Path, metavar="FILE", help="write the captions, JSONL")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the scores as JSON")
     parser.add_argument("--report", type=Path, metavar="DIR", help="write a page to look at there")
-    parser.add_argument("--beam-width", type=int, help="in place of the checkpoint's own")
-    parser.add_argument("--length-penalty", type=float, help="in place of the checkpoint's own")
+    add_search(parser)
     add_rules(parser)
     parser.add_argument("--device", default=available_device())
 
 
+def add_search(parser: argparse.ArgumentParser) -> None:
+    """Declare what may stand in place of a checkpoint's own search."""
+    parser.add_argument("--beam-width", type=int, help="in place of the checkpoint's own")
+    parser.add_argument("--length-penalty", type=float, help="in place of the checkpoint's own")
+
+
 def run(args: argparse.Namespace) -> int:
     """Print the score table."""
-    loaded = _with_search(load_checkpoint(args.checkpoint), args)
+    loaded = with_search(load_checkpoint(args.checkpoint), args)
     split = read_split(args.data, args.split, images=args.images)
     training = training_captions(args.data, evaluated=args.split)
     captioner = Captioner(loaded, device=args.device)
@@ -146,7 +151,8 @@ def _as_dict(scores: Scores, other: TutorialScores | None) -> dict[str, Any]:
     return {**scores.as_dict(), **({"tutorial": other.as_dict()} if other else {})}
 
 
-def _with_search(loaded: Checkpoint, args: argparse.Namespace) -> Checkpoint:
+def with_search(loaded: Checkpoint, args: argparse.Namespace) -> Checkpoint:
+    """Put what `add_search` declared in place of the checkpoint's own search."""
     options = loaded.manifest.search
     search = SearchOptions(
         beam_width=args.beam_width or options.beam_width,

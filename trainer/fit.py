@@ -1,13 +1,18 @@
 """The verb ``fit``: a recipe and a data directory -> a run directory, see `trainer.run`."""
 
 import argparse
+from contextlib import closing
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from app.captioner.network import Network
-from trainer.devices import available_device
+from trainer.data import check_counts, split_names
+from trainer.devices import PRECISIONS, available_device
+from trainer.distributed import Ranks, is_leader, joined
 from trainer.encoders import initial_classifier, initial_network
+from trainer.errors import TrainerError
 from trainer.inputs import AugmentedFeatures, Data, read_data
 from trainer.job import Job
 from trainer.recipe import Recipe, read_recipe
@@ -25,11 +30,13 @@ def fit(
     encoder_weights: Path | None = None,
     random_encoder: bool = False,
     device: str = "cpu",
+    precision: str = "float32",
 ) -> Path:
     """Run a recipe's stages, or go on where a run of the same recipe was stopped.
 
     A run that was killed and resumed gives the same weights as one that was not, on the same
     machine and library versions: every epoch draws its random numbers from seed, stage and epoch.
+    Under ``torchrun`` each rank takes its share of every batch; the recipe means the same.
 
     Args:
         recipe: what to train.
@@ -42,6 +49,7 @@ def fit(
             without it.
         random_encoder: start from random weights, download nothing.
         device: a torch device string.
+        precision: ``bfloat16`` computes the steps in it; weights and optimiser stay in float32.
 
     Returns:
         The directory of the best checkpoint.
@@ -49,21 +57,39 @@ def fit(
     Raises:
         TrainerError: recipe, data, weights or run directory do not fit.
     """
-    directory = Run(run, recipe)
-    try:
+    directory = Run(run)
+    with joined(device) as ranks, closing(directory):
+        _refuse_idle_ranks(recipe, ranks)
+        ranks.once(directory.claim, recipe)
+        ranks.once(_tell_findings, data_directory)
         torch.manual_seed(recipe.seed)
-        data = read_data(recipe, data_directory, cache)
-        network = _network(recipe, data, initial, encoder_weights, random=random_encoder)
-        network.to(device).to(memory_format=torch.channels_last)
-        progress = directory.resume(network)
-        job = Job(recipe, network, data, directory)
+        with ranks.leader_first():
+            data = read_data(recipe, data_directory, cache)
+        random = random_encoder or not ranks.leads
+        network = _network(recipe, data, initial, encoder_weights, random=random)
+        progress = ranks.once(directory.resume, network)
+        network.load_state_dict(ranks.once(network.state_dict))
+        network.to(ranks.device).to(memory_format=torch.channels_last)
+        job = Job(recipe, network, data, directory, ranks, precision)
         if initial and not progress.history:
             _judge_initial(job, progress, initial)
         while progress.stage < len(recipe.stages):
             run_stage(job, progress)
-    finally:
-        directory.close()
     return run / BEST
+
+
+def _refuse_idle_ranks(recipe: Recipe, ranks: Ranks) -> None:
+    for index, stage in enumerate(recipe.stages):
+        if stage.kind != "average" and stage.batch_images < ranks.count:
+            raise TrainerError(
+                f"stages.{index} takes {stage.batch_images} images a step, expected one or more "
+                f"for each of {ranks.count} ranks: raise its batch_images, or start fewer ranks"
+            )
+
+
+def _tell_findings(data_directory: Path) -> None:
+    for finding in check_counts(data_directory) if split_names(data_directory) else ():
+        tqdm.write(f"note: {finding}")
 
 
 def _network(
@@ -87,7 +113,7 @@ def _judge_initial(job: Job, progress: Progress, initial: Path) -> None:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``fit``."""
     parser.add_argument("recipe", type=Path, help="TOML file, see trainer/recipes")
-    parser.add_argument("--data", type=Path, required=True, help="directory in Flickr8k's layout")
+    parser.add_argument("--data", type=Path, required=True, help="Flickr8k's layout, or shards")
     parser.add_argument("--run", type=Path, required=True, help="new directory, or one to resume")
     parser.add_argument("--cache", type=Path, default=Path("runs/cache"), help="where arrays go")
     parser.add_argument("--set", action="append", metavar="KEY=VALUE", help="change the recipe")
@@ -95,6 +121,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--encoder-weights", type=Path, help="safetensors file of the classifier")
     parser.add_argument("--random-encoder", action="store_true", help="start from random weights")
     parser.add_argument("--device", default=available_device())
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="of the steps")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -108,6 +135,8 @@ def run(args: argparse.Namespace) -> int:
         encoder_weights=args.encoder_weights,
         random_encoder=args.random_encoder,
         device=args.device,
+        precision=args.precision,
     )
-    print(best)
+    if is_leader():
+        print(best)
     return 0

@@ -3,24 +3,23 @@
 B images of a step, R regions, D feature width
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Generator, Tensor
-from tqdm import tqdm
 
 from app.captioner.network import Encoder
 from app.captioner.vocabulary import Vocabulary, tokenise
-from trainer.batches import Captions, augment
-from trainer.data import Split, check_counts, data_sha256, read_split
+from trainer.arrays import Images, encode, encoded_features, squares
+from trainer.batches import Captions, Look, augment
+from trainer.data import Split, data_sha256, read_split
 from trainer.errors import TrainerError
-from trainer.prepare import encode, encoded_features, fitted_images
 from trainer.recipe import Recipe
 
 DEV_BATCH = 50
@@ -28,12 +27,12 @@ DEV_BATCH = 50
 
 @dataclass(frozen=True)
 class Data:
-    """What a run reads: splits, their images as arrays, training captions as ids."""
+    """What a run reads: splits, their images as squares, training captions as ids."""
 
     train: Split
     dev: Split
-    train_images: npt.NDArray[np.uint8]
-    dev_images: npt.NDArray[np.uint8]
+    train_images: Images
+    dev_images: Images
     captions: Captions
     vocabulary: Vocabulary
     cache: Path
@@ -47,8 +46,14 @@ class Data:
 class Features(Protocol):
     """Where the features of a stage come from."""
 
-    def train(self, indices_B: Tensor, generator: Generator) -> Tensor:
-        """Give ``features_BRD`` of training images."""
+    def begin(self, indices_B: Tensor, generator: Generator, share: slice) -> Callable[[], Tensor]:
+        """Begin to read training images, for ``features_BRD`` to be asked for later.
+
+        Args:
+            indices_B: of all images of the step.
+            generator: what chance decides is drawn for all of them.
+            share: which of them are wanted.
+        """
 
     def dev(self) -> Iterator[Tensor]:
         """Give ``features_BRD`` of all dev images, batch by batch, in order."""
@@ -62,8 +67,16 @@ class CachedFeatures:
         self._train = encoded_features(data.train_images, encoder, data.train, data.cache)
         self._dev = encoded_features(data.dev_images, encoder, data.dev, data.cache)
 
-    def train(self, indices_B: Tensor, generator: Generator) -> Tensor:  # noqa: ARG002
-        """Give ``features_BRD`` of training images; nothing is drawn."""
+    def begin(
+        self,
+        indices_B: Tensor,
+        generator: Generator,  # noqa: ARG002
+        share: slice,
+    ) -> Callable[[], Tensor]:
+        """Have ``features_BRD`` of training images read when asked for; nothing is drawn."""
+        return partial(self._read, indices_B[share])
+
+    def _read(self, indices_B: Tensor) -> Tensor:
         return torch.from_numpy(self._train[indices_B.numpy()]).to(self._device).float()
 
     def dev(self) -> Iterator[Tensor]:
@@ -78,13 +91,14 @@ class AugmentedFeatures:
 
     def __init__(self, data: Data, encoder: Encoder) -> None:
         self._data, self._encoder = data, encoder
+        self._threads = ThreadPoolExecutor()
 
-    def train(self, indices_B: Tensor, generator: Generator) -> Tensor:
-        """Give ``features_BRD`` of training images, cropped, mirrored and tinted."""
-        augmented = [self._augmented(index, generator) for index in indices_B.tolist()]
-        images_BCHW = torch.stack(augmented).to(self._encoder.mean.device)
-        features: Tensor = self._encoder(images_BCHW)
-        return features
+    def begin(self, indices_B: Tensor, generator: Generator, share: slice) -> Callable[[], Tensor]:
+        """Begin to crop, mirror and tint training images in threads, while the step before runs."""
+        indices = indices_B.tolist()
+        looks = [self._look(index, generator) for index in indices]
+        images = self._threads.map(self._augmented, indices[share], looks[share])
+        return partial(self._encode, images)
 
     def dev(self) -> Iterator[Tensor]:
         """Give ``features_BRD`` of all dev images, batch by batch, in order."""
@@ -92,10 +106,18 @@ class AugmentedFeatures:
         for start in range(0, len(images), DEV_BATCH):
             yield encode(self._encoder, images[start : start + DEV_BATCH])
 
-    def _augmented(self, index: int, generator: Generator) -> Tensor:
-        image = torch.from_numpy(self._data.train_images[index].copy())
+    def _look(self, index: int, generator: Generator) -> Look:
         mirrorable = bool(self._data.captions.mirrorable_N[index])
-        return augment(image, mirrorable=mirrorable, generator=generator)
+        side_px = self._data.train_images.shape[-1]
+        return Look.draw(side_px, mirrorable=mirrorable, generator=generator)
+
+    def _augmented(self, index: int, look: Look) -> Tensor:
+        return augment(torch.from_numpy(self._data.train_images[index].copy()), look)
+
+    def _encode(self, images: Iterator[Tensor]) -> Tensor:
+        images_BCHW = torch.stack(list(images)).to(self._encoder.mean.device)
+        features: Tensor = self._encoder(images_BCHW)
+        return features.float()
 
 
 def read_data(recipe: Recipe, directory: Path, cache: Path) -> Data:
@@ -104,15 +126,13 @@ def read_data(recipe: Recipe, directory: Path, cache: Path) -> Data:
     Raises:
         TrainerError: files contradict each other, or no word is frequent enough.
     """
-    for finding in check_counts(directory):
-        tqdm.write(f"note: {finding}")
     train, dev = read_split(directory, "train"), read_split(directory, "dev")
     vocabulary = _vocabulary(recipe, train, directory)
     return Data(
         train,
         dev,
-        fitted_images(train, recipe.image, cache),
-        fitted_images(dev, recipe.image, cache),
+        squares(train, recipe.image, cache),
+        squares(dev, recipe.image, cache),
         Captions.of(train, vocabulary, recipe.vocabulary),
         vocabulary,
         cache,

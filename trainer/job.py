@@ -10,6 +10,7 @@ from tqdm import tqdm
 from app.captioner.checkpoint import Checkpoint, Manifest
 from app.captioner.network import Network
 from app.captioner.pipeline import Captioner
+from trainer.distributed import Ranks
 from trainer.inputs import Data, Features
 from trainer.origin import source_commit, versions
 from trainer.recipe import Recipe
@@ -21,20 +22,59 @@ FEW_DISTINCT_PERCENT = 10
 
 @dataclass(frozen=True)
 class Job:
-    """What all stages of a run share."""
+    """What all stages of a run share.
+
+    Every rank has one, and judges alike; the leader alone touches the run directory.
+
+    Attributes:
+        recipe: what is trained.
+        network: on the device of its rank.
+        data: what is read.
+        run: the run directory.
+        ranks: the processes of the run.
+        precision: a name of `PRECISIONS`, of the arithmetic of a step.
+    """
 
     recipe: Recipe
     network: Network
     data: Data
     run: Run
+    ranks: Ranks
+    precision: str
 
     @property
     def device(self) -> torch.device:
         """Say where the network is."""
         return self.network.encoder.mean.device
 
+    @property
+    def computing(self) -> dict[str, Any]:
+        """Say for the history how an epoch was computed, so that its figures can be traced."""
+        several = {"ranks": self.ranks.count} if self.ranks.count > 1 else {}
+        return {"precision": self.precision, **several}
+
+    def autocast(self) -> torch.autocast:
+        """Compute in the precision asked for, for a while; weights stay in float32.
+
+        Reference: Kalamkar et al. 2019, "A study of BFLOAT16 for deep learning training"; its
+        exponent is that of float32, so that the loss needs no scaling.
+        """
+        enabled = self.precision == "bfloat16"
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
+
     def dev_scores(self, features: Features) -> Scores:
         """Caption the dev images the way the service does, and score the captions."""
+        return self.ranks.once(self._dev_scores, features)
+
+    def best_weights(self) -> dict[str, torch.Tensor]:
+        """Give the state dict of the best checkpoint so far."""
+        return self.ranks.once(self.run.best_weights)
+
+    def weights(self, row: int) -> dict[str, torch.Tensor] | None:
+        """Give the weights of an epoch, if they were kept."""
+        return self.ranks.once(self.run.weights, row)
+
+    def _dev_scores(self, features: Features) -> Scores:
         captioner = Captioner(self._unpublished([]), device=str(self.device))
         said = [
             candidates[0].text
@@ -49,20 +89,21 @@ class Job:
         """Add an epoch to the history, keep its weights where needed; tell if it is the best."""
         index = len(progress.history)
         progress.history.append({**row, **_dev_figures(scores)})
-        self._keep_weights(progress, index)
-        tqdm.write(json.dumps(progress.history[-1]))
-        if scores.habits.distinct_captions * 100 < scores.images * FEW_DISTINCT_PERCENT:
-            tqdm.write(f"warning: only {scores.habits.distinct_captions} different dev captions")
+        if self.ranks.leads:
+            self._keep_weights(progress, index)
+            _tell(progress.history[-1], scores)
         if scores.cider.value <= progress.best_cider:
             return False
         progress.best_cider, progress.best_row = scores.cider.value, index
-        self.run.propose_best(self._unpublished(progress.history))
+        if self.ranks.leads:
+            self.run.propose_best(self._unpublished(progress.history))
         return True
 
     def save(self, progress: Progress) -> None:
         """Write the epoch down; from here on it has happened."""
-        self.run.save(self.network, progress)
-        self.run.forget_weights(but=self._wanted(progress))
+        if self.ranks.leads:
+            self.run.save(self.network, progress)
+            self.run.forget_weights(but=self._wanted(progress))
 
     def _keep_weights(self, progress: Progress, index: int) -> None:
         if index in self._wanted(progress):
@@ -105,6 +146,12 @@ def epochs(progress: Progress, count: int, *, by: str) -> list[int]:
     if by == "best":
         trained.sort(key=lambda index: history[index]["dev_cider"])
     return sorted(trained[-count:]) if count else []
+
+
+def _tell(row: dict[str, Any], scores: Scores) -> None:
+    tqdm.write(json.dumps(row))
+    if scores.habits.distinct_captions * 100 < scores.images * FEW_DISTINCT_PERCENT:
+        tqdm.write(f"warning: only {scores.habits.distinct_captions} different dev captions")
 
 
 def _dev_figures(scores: Scores) -> dict[str, Any]:

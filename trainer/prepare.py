@@ -1,28 +1,16 @@
-"""The verb ``prepare``, and splits of files -> arrays in a cache: fitted images, frozen features.
-
-N images of a split, S side of the square, R regions, D feature width. Every array ``<key>.npy`` has
-a neighbour ``<key>.json`` that says what it holds; a key is a hash of all that went in.
-"""
+"""The verb ``prepare``: captions imported, or a data directory checked, then cached or sharded."""
 
 import argparse
-import hashlib
-import json
+import shutil
 import sys
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-import torch
 from tqdm import tqdm
 
-from app.captioner import image
 from app.captioner.checkpoint import ImageGeometry
-from app.captioner.errors import ImageError
-from app.captioner.network import Encoder
 from app.captioner.vocabulary import tokenise
+from trainer.arrays import fitted_images
 from trainer.data import Split, check_counts, data_sha256, read_split, split_names
 from trainer.doctor import diagnose
 from trainer.errors import DataError
@@ -34,109 +22,9 @@ from trainer.importing import (
     unused_files,
     write_layout,
 )
-from trainer.pixels import MAX_PIXELS
 from trainer.rows import Keys
+from trainer.shards import write_shard
 from trainer.sources import READERS, kind_of, read_source
-
-ENCODE_BATCH = 32
-
-
-def fitted_images(split: Split, geometry: ImageGeometry, cache: Path) -> npt.NDArray[np.uint8]:
-    """Give the split's images as the network's squares, decoded once.
-
-    Returns:
-        uint8 ``(N, 3, S, S)``, mapped from the cache, read only.
-
-    Raises:
-        DataError: an image cannot be read; the message names it.
-    """
-    about = {"images": data_sha256(split), "geometry": geometry.model_dump()}
-    shape = (len(split.examples), 3, geometry.size_px, geometry.size_px)
-
-    def fill(array: npt.NDArray[Any]) -> None:
-        for index, example in enumerate(tqdm(split.examples, f"images {split.name}", unit="image")):
-            array[index] = _fitted(example.path, geometry)
-
-    return _cached(cache, f"images-{split.name}", about, shape, dtype=np.uint8, fill=fill)
-
-
-def encoded_features(
-    images_N3SS: npt.NDArray[np.uint8], encoder: Encoder, split: Split, cache: Path
-) -> npt.NDArray[np.float16]:
-    """Give the features of all images under a frozen encoder, computed once.
-
-    Returns:
-        float16 ``(N, R, D)``, mapped from the cache, read only.
-    """
-    about = {
-        "images": data_sha256(split),
-        "size_px": images_N3SS.shape[-1],
-        "encoder": encoder_sha256(encoder),
-    }
-    shape = (len(images_N3SS), *encode(encoder, images_N3SS[:1]).shape[1:])
-
-    def fill(array: npt.NDArray[Any]) -> None:
-        starts = range(0, len(images_N3SS), ENCODE_BATCH)
-        for start in tqdm(starts, f"features {split.name}", unit="batch"):
-            stop = start + ENCODE_BATCH
-            array[start:stop] = encode(encoder, images_N3SS[start:stop]).cpu().numpy()
-
-    return _cached(cache, f"features-{split.name}", about, shape, dtype=np.float16, fill=fill)
-
-
-@torch.inference_mode()
-def encode(encoder: Encoder, images_N3SS: npt.NDArray[np.uint8]) -> torch.Tensor:
-    """Return ``features_NRD`` of a few images, on the encoder's device, in evaluation mode."""
-    images = torch.from_numpy(np.array(images_N3SS)).to(encoder.mean.device)
-    features: torch.Tensor = encoder.eval()(images)
-    return features
-
-
-def encoder_sha256(encoder: Encoder) -> str:
-    """Hash an encoder's weights."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(encoder.state_dict().items()):
-        digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _fitted(path: Path, geometry: ImageGeometry) -> npt.NDArray[np.uint8]:
-    try:
-        image_CHW = image.decode(
-            path.read_bytes(), at_least_px=geometry.size_px, max_pixels=MAX_PIXELS
-        )
-    except ImageError as error:
-        raise DataError(
-            f"{path} cannot be used: {error} Replace it or take it off its list"
-        ) from None
-    array: npt.NDArray[np.uint8] = image.fit(
-        image_CHW, size_px=geometry.size_px, how=geometry.fit
-    ).numpy()
-    return array
-
-
-def _cached(
-    cache: Path,
-    kind: str,
-    about: dict[str, Any],
-    shape: tuple[int, ...],
-    *,
-    dtype: Any,
-    fill: Callable[[npt.NDArray[Any]], None],
-) -> npt.NDArray[Any]:
-    """Map an array that exists, or fill it under another name first, so a kill leaves no half."""
-    key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
-    path = cache / f"{kind}-{key}.npy"
-    if not path.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(".unfinished")
-        array = np.lib.format.open_memmap(unfinished, mode="w+", dtype=dtype, shape=shape)
-        fill(array)
-        array.flush()
-        described = {**about, "shape": shape, "dtype": np.dtype(dtype).name}
-        path.with_suffix(".json").write_text(json.dumps(described, indent=2) + "\n")
-        unfinished.rename(path)
-    return np.load(path, mmap_mode="r")  # type: ignore[no-any-return]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -149,6 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cache", type=Path, default=Path("runs/cache"), help="where arrays go")
     parser.add_argument("--size-px", type=int, default=224, help="side of the network's square")
     parser.add_argument("--fit", choices=["squeeze", "crop", "pad"], default="squeeze")
+    parser.add_argument("--shards", type=Path, metavar="DIR", help="write shards, cache nothing")
+    parser.add_argument("--images-per-shard", type=int, default=1000, metavar="N")
     _add_import_arguments(parser.add_argument_group("with --from"))
 
 
@@ -164,7 +54,9 @@ def _add_import_arguments(group: "argparse._ArgumentGroup") -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Import captions, or check a data directory and fill the cache of images."""
+    """Import captions, or check a data directory and fill the cache of images or write shards."""
+    if args.shards:
+        return _write_shards(args)
     return _fill_cache(args) if args.source is None else _import(args)
 
 
@@ -176,6 +68,27 @@ def _fill_cache(args: argparse.Namespace) -> int:
         split = read_split(args.data, name)
         fitted_images(split, geometry, args.cache)
         print(_describe(split))
+    return 0
+
+
+def _write_shards(args: argparse.Namespace) -> int:
+    """Write the shards of all splits, under another name until they are whole."""
+    if args.data is None or args.images_per_shard < 1:
+        raise DataError("--shards expects --data DIR and 1 image per shard or more: name them")
+    if args.shards.exists():
+        raise DataError(f"{args.shards} exists: name a new directory, or remove it first")
+    unfinished = args.shards.with_name(args.shards.name + ".unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    for name in split_names(args.data):
+        split = read_split(args.data, name)
+        starts = range(0, len(split.examples), args.images_per_shard)
+        for number, start in enumerate(tqdm(starts, f"shards {name}", unit="shard")):
+            chosen = split.examples[start : start + args.images_per_shard]
+            samples = ((item.image, item.path.read_bytes(), item.captions) for item in chosen)
+            write_shard(unfinished / f"{name}-{number:06}.tar", samples, first=start)
+        print(_describe(split))
+    unfinished.rename(args.shards)
     return 0
 
 

@@ -18,7 +18,7 @@ from app.captioner.pipeline import GOLDEN_MAX_PIXELS, Captioner
 from trainer.data import read_split
 from trainer.devices import available_device
 from trainer.errors import TrainerError
-from trainer.evaluate import evaluate, training_captions
+from trainer.evaluate import add_search, evaluate, training_captions, with_search
 
 GOLDEN_SIDE_PX = 256
 
@@ -132,11 +132,13 @@ def card(published: Checkpoint, notes: str) -> str:
 
 def _network_text(published: Checkpoint) -> str:
     architecture, image = published.manifest.architecture, published.manifest.image
+    search = published.manifest.search
     parameters = sum(tensor.numel() for tensor in published.network.parameters()) / 1e6
     return (
         f"Encoder {architecture.encoder} ({architecture.features}), decoder "
         f"{architecture.decoder}, {parameters:.1f} million parameters, "
-        f"{architecture.words} word ids. Images are fitted to {image.size_px} px ({image.fit})."
+        f"{architecture.words} word ids. Images are fitted to {image.size_px} px ({image.fit}). "
+        f"Beam search of width {search.beam_width}, length penalty {search.length_penalty:g}."
     )
 
 
@@ -189,13 +191,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--notes", type=Path, help="Markdown for the card: origin, limits, licences"
     )
+    add_search(parser)
     parser.add_argument("--device", default=available_device())
 
 
 def run(args: argparse.Namespace) -> int:
     """Publish, and say where."""
     directory = args.run_directory / "best"
-    source = checkpoint.load(directory)
+    source = with_search(checkpoint.load(directory), args)
     scores: dict[str, Any] = {}
     if args.data:
         captioner = Captioner(source, device=args.device)

@@ -61,6 +61,7 @@ class Stage(_Part):
             statistics stay fixed. A ``self_critical`` stage with 0 works on cached features.
         warmup_steps: steps until the peak rate.
         label_smoothing: Szegedy et al. 2016, section 7; 0 by default in ``self_critical``.
+        dropout: in place of the network's own.
         weight_decay: decoupled (AdamW).
         max_gradient_norm: gradients are clipped to this 2-norm.
         ema_decay: above 0, dev sees the exponential moving average of the weights with this decay
@@ -83,6 +84,7 @@ class Stage(_Part):
     unfrozen_blocks: int = Field(default=0, ge=0)
     warmup_steps: int = Field(default=100, ge=0)
     label_smoothing: float = Field(default=0.1, ge=0, lt=1)
+    dropout: float | None = Field(default=None, ge=0, lt=1)
     weight_decay: float = Field(default=0.0, ge=0)
     max_gradient_norm: float = Field(default=5.0, gt=0)
     ema_decay: float = Field(default=0.0, ge=0, lt=1)

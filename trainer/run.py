@@ -72,18 +72,26 @@ class Run:
     """A run directory.
 
     Args:
-        path: new, or holding a run of the same recipe.
-        recipe: what is asked for.
-
-    Raises:
-        TrainerError: the directory holds a run of another recipe.
+        path: new, or holding a run of the same recipe; nothing is touched before `claim`.
     """
 
-    def __init__(self, path: Path, recipe: Recipe) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
         self._next, self._previous = path / "best.next", path / "best.previous"
-        self._claim(recipe)
         self._writer: SummaryWriter | None = None
+
+    def claim(self, recipe: Recipe) -> None:
+        """Make the directory, or make sure that it holds a run of the same recipe.
+
+        Raises:
+            TrainerError: the directory holds a run of another recipe.
+        """
+        path = self.path / "recipe.json"
+        if not path.exists():
+            self.path.mkdir(parents=True, exist_ok=True)
+            _write(path, json.dumps(recipe.model_dump(mode="json"), indent=2) + "\n")
+        elif not _same(json.loads(path.read_text()), recipe):
+            raise TrainerError(f"{self.path} holds a run of another recipe: name another directory")
 
     def close(self) -> None:
         """Close the curves."""
@@ -174,15 +182,6 @@ class Run:
 
     def _write_log(self, progress: Progress) -> None:
         _write(self.path / LOG, "".join(json.dumps(row) + "\n" for row in progress.history))
-
-    def _claim(self, recipe: Recipe) -> None:
-        """Make the directory, or make sure that it holds a run of the same recipe."""
-        path = self.path / "recipe.json"
-        if not path.exists():
-            self.path.mkdir(parents=True, exist_ok=True)
-            _write(path, json.dumps(recipe.model_dump(mode="json"), indent=2) + "\n")
-        elif not _same(json.loads(path.read_text()), recipe):
-            raise TrainerError(f"{self.path} holds a run of another recipe: name another directory")
 
 
 def _same(fields: Mapping[str, Any], recipe: Recipe) -> bool:

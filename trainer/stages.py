@@ -5,21 +5,31 @@ B images of a step, K captions of an image, T steps, R regions, D feature width
 
 import math
 import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from app.captioner.network import Network
+from app.captioner.vocabulary import PAD
 from trainer.averaging import MovingAverage, mean
+from trainer.batches import targets
 from trainer.errors import TrainerError
 from trainer.inputs import AugmentedFeatures, CachedFeatures, Features
 from trainer.job import Job, epochs
 from trainer.objectives import objective
 from trainer.recipe import Stage
 from trainer.run import Progress
+
+_Item = TypeVar("_Item")
+
+# Dropout and samples differ from rank to rank. Torch's generator on the CPU takes 32 bits of a
+# seed: a large odd number keeps ranks and epochs apart in them.
+RANK_SEEDS = 0x9E3779B1
 
 
 def run_stage(job: Job, progress: Progress) -> None:
@@ -38,13 +48,15 @@ class Training:
     def __init__(self, job: Job, stage: Stage, progress: Progress) -> None:
         self.job, self.stage, self.progress = job, stage, progress
         if stage.kind == "self_critical" and progress.epoch == 0 and progress.best_row >= 0:
-            job.network.load_state_dict(job.run.best_weights())
+            job.network.load_state_dict(job.best_weights())
+        self._set_dropout(job.network)
         self.groups = self._trainable(job.network)
         self.rates = [group["lr"] for group in self.groups]
         self.optimiser = self._new_optimiser()
         self.average = MovingAverage(job.network, stage.ema_decay) if stage.ema_decay else None
         source = AugmentedFeatures if stage.unfrozen_blocks else CachedFeatures
-        self.features: Features = source(job.data, job.network.encoder)
+        with job.ranks.leader_first():
+            self.features: Features = source(job.data, job.network.encoder)
         self.objective = objective(job.recipe, stage, job.data)
         self._resume()
 
@@ -56,6 +68,7 @@ class Training:
                 "stage": self.progress.stage,
                 "kind": self.stage.kind,
                 "epoch": epoch,
+                **self.job.computing,
             }
             row |= self._train_epoch(epoch)
             with self._on_show():
@@ -67,8 +80,15 @@ class Training:
         if self.average:
             self.average.settle()
 
+    def _set_dropout(self, network: Network) -> None:
+        asked, usual = self.stage.dropout, network.architecture.dropout
+        for part in network.decoder.modules():
+            if isinstance(part, nn.Dropout):
+                part.p = usual if asked is None else asked
+
     def _trainable(self, network: Network) -> list[dict[str, Any]]:
         network.requires_grad_(requires_grad=False)
+        network.zero_grad()  # what an earlier stage left would weigh in the norm that is clipped
         network.decoder.requires_grad_(requires_grad=True)
         decoder = list(network.decoder.parameters())
         groups: list[dict[str, Any]] = [{"params": decoder, "lr": self.stage.learning_rate}]
@@ -92,8 +112,9 @@ class Training:
 
     def _train_epoch(self, epoch: int) -> dict[str, float]:
         """Train one epoch and return the mean figures of a step, the loss in nats."""
+        ranks = self.job.ranks
         seed = (self.job.recipe.seed * 1009 + self.progress.stage) * 1009 + epoch
-        torch.manual_seed(seed)
+        torch.manual_seed(seed + ranks.rank * RANK_SEEDS)
         generator = torch.Generator().manual_seed(seed)
         captions, per_image = self.job.data.captions, self.job.recipe.captions_per_image
         steps = captions.steps(self.stage.batch_images)
@@ -102,27 +123,52 @@ class Training:
         self.job.network.encoder.eval()  # batch-norm statistics stay those of ImageNet
         figures = []
         title = f"stage {self.progress.stage + 1} epoch {epoch + 1}"
-        for step, (indices_B, words_BKT) in enumerate(
-            tqdm(batches, title, total=steps, unit="step")
-        ):
+        begun = (
+            (indices_B, words_BKT, self.features.begin(indices_B, generator, ranks.share))
+            for indices_B, words_BKT in batches
+        )
+        shown = tqdm(one_ahead(begun), title, total=steps, unit="step", disable=not ranks.leads)
+        for step, batch in enumerate(shown):
             self._set_rates(epoch * steps + step, self.stage.epochs * steps)
-            features_BRD = self.features.train(indices_B, generator)
-            figures.append(self._train_step(features_BRD, indices_B, words_BKT))
-        return _means(figures)
+            figures.append(self._train_step(*batch))
+        totals = ranks.total(_sums(figures))
+        return {f"train_{name}": round(total / steps, 4) for name, total in totals.items()}
 
     def _train_step(
-        self, features_BRD: Tensor, indices_B: Tensor, words_BKT: Tensor
+        self, indices_B: Tensor, words_BKT: Tensor, features: Callable[[], Tensor]
     ) -> dict[str, Tensor]:
-        network = self.job.network
-        words_BKT = words_BKT.to(self.job.device)
-        figures = self.objective(network.decoder, features_BRD, indices_B, words_BKT)
+        network, weight = self.job.network, self._weight(words_BKT)
         self.optimiser.zero_grad()
-        figures["loss"].backward()  # type: ignore[no-untyped-call]
+        figures = self._learn(indices_B, words_BKT, features, weight) if weight else {}
+        self.job.ranks.add_gradients(network.parameters())
         nn.utils.clip_grad_norm_(network.parameters(), self.stage.max_gradient_norm)
         self.optimiser.step()
         if self.average:
             self.average.follow()
-        return {name: figure.detach() for name, figure in figures.items()}
+        return figures
+
+    def _learn(
+        self, indices_B: Tensor, words_BKT: Tensor, features: Callable[[], Tensor], weight: float
+    ) -> dict[str, Tensor]:
+        """Take the gradients of this rank's share, and give its part of the figures."""
+        mine, decoder = self.job.ranks.share, self.job.network.decoder
+        with self.job.autocast():
+            words_BKT = words_BKT[mine].to(self.job.device)
+            figures = self.objective(decoder, features(), indices_B[mine], words_BKT)
+        (figures["loss"] * weight).backward()  # type: ignore[no-untyped-call]
+        return {name: figure.detach() * weight for name, figure in figures.items()}
+
+    def _weight(self, words_BKT: Tensor) -> float:
+        """Say how much this rank's mean weighs in that of the batch: 1 on a single rank.
+
+        Cross-entropy is a mean over the words taught, so it is their share, and the sum over ranks
+        is exact. Self-critical samples differ in length by chance: there it is the share of
+        images, and a rank that drew longer captions counts no more for it.
+        """
+        taught_B = (targets(words_BKT) != PAD).sum((1, 2))
+        if self.stage.kind == "self_critical":
+            taught_B = torch.ones_like(taught_B)
+        return (taught_B[self.job.ranks.share].sum() / taught_B.sum()).item()
 
     def _set_rates(self, step: int, steps: int) -> None:
         share = rate_share(step, steps, self.stage.warmup_steps, schedule=self.stage.schedule)
@@ -148,7 +194,7 @@ class Training:
 
     def _go_back(self) -> None:
         """Take up the best weights again, at half the rate, without the optimiser's memory."""
-        self.job.network.load_state_dict(self.job.run.best_weights())
+        self.job.network.load_state_dict(self.job.best_weights())
         self.progress.rate_factor /= 2
         self.optimiser = self._new_optimiser()
         if self.average:
@@ -162,11 +208,19 @@ def rate_share(step: int, steps: int, warmup_steps: int, *, schedule: str = "cos
     return warm * (falling if schedule == "cosine" else 1.0)
 
 
-def _means(figures: list[dict[str, Tensor]]) -> dict[str, float]:
-    return {
-        f"train_{name}": round(sum(row[name].item() for row in figures) / len(figures), 4)
-        for name in figures[0]
-    }
+def one_ahead(items: Iterable[_Item]) -> Iterator[_Item]:
+    """Give items in their order, each when the next has begun."""
+    begun: deque[_Item] = deque()
+    for item in items:
+        begun.append(item)
+        if len(begun) > 1:
+            yield begun.popleft()
+    yield from begun
+
+
+def _sums(figures: list[dict[str, Tensor]]) -> dict[str, float]:
+    names = dict.fromkeys(name for row in figures for name in row)
+    return {name: sum(row[name].item() for row in figures if name in row) for name in names}
 
 
 def _try_average(job: Job, stage: Stage, progress: Progress) -> None:
@@ -175,7 +229,7 @@ def _try_average(job: Job, stage: Stage, progress: Progress) -> None:
         return
     started = time.monotonic()
     rows = epochs(progress, stage.averaged_epochs, by=stage.averaged_by)
-    found = {row: weights for row in rows if (weights := job.run.weights(row)) is not None}
+    found = {row: weights for row in rows if (weights := job.weights(row)) is not None}
     if len(found) < 2:
         raise TrainerError(f"average expects weights of two epochs or more, found {len(found)}")
     before = {name: tensor.clone() for name, tensor in job.network.state_dict().items()}

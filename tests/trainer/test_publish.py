@@ -55,6 +55,14 @@ def test_a_checkpoint_can_be_given_another_name(place):
     assert Captioner.load(place / "store" / "mine" / "7").manifest.name == "mine"
 
 
+def test_a_search_that_did_better_on_dev_can_be_published(place):
+    assert publish(place, "--beam-width", "2", "--length-penalty", "1.5") == 0
+    directory = place / "store" / "tiny" / "7"
+    search = Captioner.load(directory).manifest.search
+    assert (search.beam_width, search.length_penalty, search.max_words) == (2, 1.5, 8)
+    assert "width 2, length penalty 1.5" in (directory / "CARD.md").read_text()
+
+
 def test_evaluate_scores_a_split_and_writes_the_captions(place, capsys):
     publish(place)
     captions, scores = place / "captions.jsonl", place / "scores.json"

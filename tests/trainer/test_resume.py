@@ -12,6 +12,7 @@ from runs import fit, log, same_weights, weights
 import trainer.run
 from app.captioner import checkpoint
 from app.captioner.errors import CheckpointError
+from trainer.job import Job
 
 CACHED = "{kind='cached', epochs=2, batch_images=2}"
 AVERAGED = [f"stages=[{CACHED}, {{kind='average', averaged_epochs=2}}]"]
@@ -142,6 +143,26 @@ def test_a_kill_between_two_steps_costs_one_epoch(place, monkeypatch):
     assert same_weights(weights(place, "killed"), weights(place, "whole"))
     best = [checkpoint.read_manifest(place / run / "best").files for run in ("killed", "whole")]
     assert best[0] == best[1]
+
+
+def test_a_kill_between_two_stages_changes_nothing(place, monkeypatch):
+    recipe = (place / "recipe.toml").read_text()
+    head, cached, tuned = recipe.replace("epochs = 2", "epochs = 1").split("[[stages]]")
+    clipped = f"[[stages]]{tuned}[[stages]]{cached}max_gradient_norm = 0.1\n"
+    (place / "recipe.toml").write_text(head + clipped)
+    assert fit(place, "whole") == 0
+    save = Job.save
+
+    def save_and_die(self, progress):
+        save(self, progress)
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Job, "save", save_and_die)
+        with pytest.raises(Killed):
+            fit(place, "killed")
+    assert fit(place, "killed") == 0
+    assert same_weights(weights(place, "killed"), weights(place, "whole"))
 
 
 def test_a_run_from_before_a_key_existed_goes_on(place):

@@ -24,12 +24,13 @@ def features() -> torch.Tensor:
 
 
 @pytest.mark.parametrize("decoder", ["attention", "inject", "merge"])
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
 def test_samples_are_captions_with_the_probability_that_teacher_forcing_gives_them(
-    decoder, features
+    decoder, temperature, features
 ):
     net = tiny_network(decoder, dropout=0.0).decoder
     torch.manual_seed(3)
-    words, log_probs, said = sample(net, features, 6, max_words=7)
+    words, log_probs, said = sample(net, features, 6, max_words=7, temperature=temperature)
     assert words.shape[:2] == (IMAGES, 6)
     assert words.shape[2] <= 8
     assert not torch.isin(words[said], torch.tensor(NEVER_SAID)).any()
@@ -40,7 +41,8 @@ def test_samples_are_captions_with_the_probability_that_teacher_forcing_gives_th
     read = torch.cat((torch.full_like(words[..., :1], BOS), words[..., :-1]), dim=-1)
     logits, _ = net(features, read)
     logits[..., list(NEVER_SAID)] = -torch.inf
-    expected = logits.log_softmax(-1).gather(-1, words.unsqueeze(-1)).squeeze(-1)
+    sharpened = (logits / temperature).log_softmax(-1)
+    expected = sharpened.gather(-1, words.unsqueeze(-1)).squeeze(-1)
     torch.testing.assert_close(log_probs[said], expected[said], rtol=0, atol=1e-4)
     assert (log_probs[~said] == 0).all()
 

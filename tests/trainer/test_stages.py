@@ -147,6 +147,17 @@ def test_two_runs_of_one_seed_give_the_same_checkpoint(place):
     assert hashes[0] == hashes[1]
 
 
+def test_a_stage_has_its_own_dropout(place):
+    write_stages(place, CACHED.format(1) + "dropout = 0.5\n")
+    assert fit(place, "of the stage") == 0
+    write_stages(place, CACHED.format(1))
+    assert fit(place, "of the network", "network.dropout=0.5") == 0
+    assert fit(place, "usual") == 0
+    usual, own = weights(place, "usual"), weights(place, "of the stage")
+    assert same_weights(own, weights(place, "of the network"))
+    assert not same_weights(own, usual)
+
+
 def test_a_run_starts_from_a_checkpoint(place):
     write_stages(place, CACHED.format(1))
     assert fit(place, "one") == 0
