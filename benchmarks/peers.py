@@ -1,0 +1,217 @@
+"""What does our serving bring, and what our engine? The same captions from other servers.
+
+Each peer comes from its PyPI release into an environment of its own and serves the shipped
+checkpoint twice: in plain torch (plain.py) and with our `Captioner`. The servers take turns, one
+at a time, with the same photos, threads and batch size.
+
+Run: .venv/bin/python benchmarks/peers.py --cache /tmp/peers [--peers litserve mosec] [PHOTO ...]
+"""
+
+import argparse
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import load
+import torch
+from limit import measure
+from plain import PlainCaptioner
+from servers import (
+    ENGINES,
+    FIRST_PORT,
+    MAX_BATCH,
+    OURS,
+    TROUBLE,
+    Conditions,
+    Contender,
+    Server,
+    check_captions,
+    contenders_of,
+    installed,
+    serving,
+    shared_arguments,
+    stop_servers_when_ended,
+    tell,
+)
+
+from app.captioner.pipeline import Captioner
+
+Row = dict[str, float]
+Key = tuple[str, str, int, int]  # server, engine, long side in px, concurrency
+
+
+def expected_captions(checkpoint: Path, photos: Sequence[bytes]) -> list[str]:
+    """Caption photos with both engines.
+
+    Raises:
+        SystemExit: they do not say the same, so nothing can be compared.
+    """
+    ours, plain = Captioner.load(checkpoint), PlainCaptioner.load(checkpoint)
+    said = []
+    for photo in photos:
+        best = ours.caption([ours.read(photo, max_pixels=100_000_000)])[0][0].text
+        (other,) = plain.caption([plain.read(photo)])
+        if best != other:
+            raise SystemExit(f"the engines disagree: Captioner {best!r}, plain.py {other!r}")
+        said.append(best)
+    return said
+
+
+def ceilings(checkpoint: Path, photos: dict[int, list[bytes]], repeats: int) -> dict[int, float]:
+    """Measure images a second of the whole pipeline without a server, by size."""
+    captioner = Captioner.load(checkpoint)
+    captioner.warm_up([MAX_BATCH])
+
+    def whole_ms(photo: bytes) -> float:
+        return measure(captioner, photo, MAX_BATCH, repeats)["whole"]
+
+    return {
+        size: 1e3 * len(each) / sum(whole_ms(photo) for photo in each)
+        for size, each in photos.items()
+    }
+
+
+def measured(server: Server, posts: Sequence[load.Post], concurrency: int, seconds: float) -> Row:
+    """Load the server and say what came back and what it cost."""
+    with load.Meter(server.pid) as meter:
+        before_s = meter.cpu_s()
+        seen = load.closed_loop(server.port, posts, concurrency=concurrency, seconds=seconds)
+        spent_s = meter.cpu_s() - before_s
+    asked = max(1, seen.answers + seen.errors)
+    return {
+        "per_s": seen.per_s,
+        "p50_ms": seen.p50_ms,
+        "p99_ms": seen.p99_ms,
+        "errors": seen.errors,
+        "cpu_s": spent_s / asked,
+        "peak_mb": meter.peak_bytes / 2**20,
+    }
+
+
+def main() -> None:
+    """Measure, print the table, then one JSON line."""
+    args = _arguments()
+    stop_servers_when_ended()
+    torch.set_num_threads(args.threads)
+    photos = {size: load.photos(args.photos, size) for size in args.sizes}
+    expected = {size: expected_captions(args.checkpoint, each) for size, each in photos.items()}
+    conditions = Conditions(args.checkpoint, args.threads, args.timeout_s, args.start_s, args.cache)
+    contenders = contenders_of(args.peers, args.engines)
+    versions, reasons = installed(contenders, conditions)
+    rows: dict[Key, list[Row]] = defaultdict(list)
+    limits: dict[int, list[float]] = defaultdict(list)
+    for turn in range(args.rounds):
+        for size, per_s in ceilings(args.checkpoint, photos, args.repeats).items():
+            limits[size].append(per_s)
+        for number, contender in enumerate(contenders):
+            if contender in reasons:
+                continue
+            tell(f"round {turn + 1} of {args.rounds}: {contender.name}, {contender.engine}")
+            try:
+                with serving(contender, FIRST_PORT + number, conditions) as server:
+                    for size, each in photos.items():
+                        check_captions(server, each, expected[size])
+                    for (size, concurrency), row in _measured(server, photos, args):
+                        rows[(*contender, size, concurrency)].append(row)
+            except TROUBLE as reason:
+                reasons[contender] = str(reason) or type(reason).__name__
+    ceiling = {size: load.median(seen) for size, seen in limits.items()}
+    _report(args, summed_up(rows, ceiling), ceiling, versions, reasons)
+
+
+def _measured(
+    server: Server, photos: dict[int, list[bytes]], args: argparse.Namespace
+) -> Iterator[tuple[tuple[int, int], Row]]:
+    """Warm up with the heaviest load, then measure each size and concurrency."""
+    every = server.posts([photo for each in photos.values() for photo in each])
+    most = max(args.concurrencies)
+    load.closed_loop(server.port, every, concurrency=most, seconds=args.warm_up_s)
+    for size, each in photos.items():
+        for concurrency in args.concurrencies:
+            posts = server.posts(each)
+            yield (size, concurrency), measured(server, posts, concurrency, args.seconds)
+
+
+def summed_up(rows: dict[Key, list[Row]], ceiling: dict[int, float]) -> dict[Key, Row]:
+    """Give the medians over the rounds, with the throughput as a part of ours and the ceiling."""
+    medians = {
+        key: {name: load.median([row[name] for row in each]) for name in each[0]}
+        for key, each in rows.items()
+    }
+    for (_, _, size, concurrency), row in medians.items():
+        ours = medians.get((OURS, "captioner", size, concurrency))
+        row["of_ours"] = row["per_s"] / ours["per_s"] if ours and ours["per_s"] else float("nan")
+        row["of_ceiling"] = row["per_s"] / ceiling[size]
+    return medians
+
+
+COLUMNS = {
+    "per_s": ("photos/s", "9.2f"),
+    "p50_ms": ("p50 ms", "8.0f"),
+    "p99_ms": ("p99 ms", "8.0f"),
+    "errors": ("errors", "7.0f"),
+    "cpu_s": ("CPU s", "7.3f"),
+    "peak_mb": ("MiB", "7.0f"),
+    "of_ours": ("/ours", "7.2f"),
+    "of_ceiling": ("/ceiling", "9.2f"),
+}
+
+
+def _report(
+    args: argparse.Namespace,
+    rows: dict[Key, Row],
+    ceiling: dict[int, float],
+    versions: dict[str, str],
+    reasons: dict[Contender, str],
+) -> None:
+    about = f"{args.threads} threads, {args.rounds} rounds of {args.seconds:g} s"
+    print(f"medians; {about}; load from {load.generator()}; CPU s is per request")
+    for size, per_s in ceiling.items():
+        print(
+            f"ceiling at {size} px: {per_s:.2f} photos/s without a server, batches of {MAX_BATCH}"
+        )
+    names = "".join(load.heading(title, form) for title, form in COLUMNS.values())
+    print(f"{'server':<16}{'engine':<10}{'px':>6}{'at once':>8}{names}")
+    for (name, engine, size, concurrency), row in sorted(rows.items(), key=_by_load):
+        cells = "".join(f"{row[column]:{form}}" for column, (_, form) in COLUMNS.items())
+        print(f"{name:<16}{engine:<10}{size:>6}{concurrency:>8}{cells}")
+    for contender, reason in reasons.items():
+        print(f"{contender.name:<16}{contender.engine:<10} {reason}")
+    line = {
+        "benchmark": "peers",
+        "threads": args.threads,
+        "rounds": args.rounds,
+        "seconds": args.seconds,
+        "load": load.generator(),
+        "versions": versions,
+        "ceiling_per_s": ceiling,
+        "rows": [
+            {"server": name, "engine": engine, "px": size, "concurrency": concurrency, **row}
+            for (name, engine, size, concurrency), row in rows.items()
+        ],
+        "unavailable": [{**contender._asdict(), "reason": r} for contender, r in reasons.items()],
+    }
+    print(json.dumps(load.without_nan(line)))
+
+
+def _by_load(item: tuple[Key, Row]) -> tuple[int, int, float]:
+    (_, _, size, concurrency), row = item
+    return size, concurrency, -row["per_s"]
+
+
+def _arguments() -> argparse.Namespace:
+    parser = shared_arguments(__doc__)
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
+    parser.add_argument("--sizes", type=int, nargs="+", default=[640, 1280, 4000], help="px")
+    parser.add_argument("--concurrencies", type=int, nargs="+", default=[1, 4, 16, 64])
+    parser.add_argument("--seconds", type=float, default=10.0, help="of each load")
+    parser.add_argument("--warm-up-s", type=float, default=5.0)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=3, help="of the ceiling, a round")
+    parser.add_argument("--timeout-s", type=float, default=60.0, help="a server's own")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

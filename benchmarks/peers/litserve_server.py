@@ -1,0 +1,40 @@
+"""LitServe: one worker, which decodes and captions batches."""
+
+import litserve
+from engine import MAX_BATCH, PORT, TIMEOUT_S, WAIT_S, load_engine
+from fastapi import Request
+from torch import Tensor
+
+
+class CaptionAPI(litserve.LitAPI):
+    """Photos in, captions out."""
+
+    def setup(self, device: str) -> None:  # noqa: ARG002
+        """Load the network in the worker."""
+        self.engine = load_engine()
+
+    def decode_request(self, request: Request) -> Tensor:
+        """Read one upload; what comes is the request's form."""
+        return self.engine.read(request["image"].file.read())
+
+    def batch(self, inputs: list[Tensor]) -> list[Tensor]:
+        """Leave the stacking to the engine."""
+        return inputs
+
+    def predict(self, images: list[Tensor]) -> list[str]:
+        """Caption a batch."""
+        return self.engine.caption(images)
+
+    def unbatch(self, output: list[str]) -> list[str]:
+        """Give each request its caption."""
+        return output
+
+    def encode_response(self, output: str) -> dict[str, str]:
+        """Answer one request."""
+        return {"caption": output}
+
+
+if __name__ == "__main__":
+    api = CaptionAPI(max_batch_size=MAX_BATCH, batch_timeout=WAIT_S)
+    server = litserve.LitServer(api, accelerator="cpu", workers_per_device=1, timeout=TIMEOUT_S)
+    server.run(host="127.0.0.1", port=PORT, generate_client_file=False)

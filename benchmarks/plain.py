@@ -1,0 +1,229 @@
+"""The shipped checkpoint in plain eager torch: what a competent user writes without our engine.
+
+Nothing here imports `app`. It says the same captions as `app.captioner.pipeline.Captioner`.
+
+Run: .venv/bin/python benchmarks/plain.py photo.jpg [more.jpg ...]
+
+B images, K beams, N rows (images or images times beams), R regions, D width, V words
+"""
+
+import argparse
+import io
+import json
+import time
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torchvision import models
+from torchvision.transforms import v2 as transforms
+
+PAD, BOS, EOS, UNK = range(4)
+SPECIAL_WORDS = 4
+SHIPPED = Path(__file__).resolve().parents[1] / "model_store" / "flickr8k-mobilenetv2" / "1"
+
+
+class Encoder(nn.Module):
+    """A torchvision classifier without its classes."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        net = models.get_model(name, weights=None)
+        cut = list(net.features) if hasattr(net, "features") else list(net.children())[:-2]
+        self.blocks = nn.Sequential(*(cut[:-1] if name == "vgg16" else cut))
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """Turn normalised images into ``features_BRD``."""
+        features_BRD: Tensor = self.blocks(images_BCHW).flatten(2).transpose(1, 2)
+        return features_BRD
+
+
+class Decoder(nn.Module):
+    """An LSTM that looks at the regions, or at its own memory, before each word."""
+
+    def __init__(self, feature_width: int, words: int, embedding: int, hidden: int) -> None:
+        super().__init__()
+        self.hidden_width = hidden
+        self.embedding = nn.Embedding(words, embedding)
+        self.input_gates = nn.Linear(embedding, 5 * hidden)
+        self.recurrent_gates = nn.Linear(hidden, 5 * hidden, bias=False)
+        self.normalise = nn.LayerNorm(feature_width)
+        self.regions = nn.Linear(feature_width, hidden)
+        self.image_gates = nn.Linear(hidden, 5 * hidden, bias=False)
+        self.keys = nn.Linear(hidden, hidden)
+        self.query = nn.Linear(hidden, hidden)
+        self.sentinel_key = nn.Linear(hidden, hidden)
+        self.context = nn.Linear(2 * hidden, hidden)
+        self.words = nn.Linear(hidden, words)
+
+    def look(self, features_NRD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Compute once what every word needs of the image."""
+        values = F.relu(self.regions(self.normalise(features_NRD)))
+        return values, self.keys(values), self.image_gates(values.mean(1))
+
+    def forward(
+        self, words_N: Tensor, hidden: Tensor, cell: Tensor, seen: tuple[Tensor, Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Read one word a row; give ``logits_NV``, hidden state and cell."""
+        values, keys, image_gates = seen
+        gates = self.input_gates(self.embedding(words_N)) + image_gates
+        gates = gates + self.recurrent_gates(hidden)
+        enter, forget, leave, candidate, visual = gates.chunk(5, dim=-1)
+        cell = forget.sigmoid() * cell + enter.sigmoid() * candidate.tanh()
+        hidden = leave.sigmoid() * cell.tanh()
+        sentinel = visual.sigmoid() * cell.tanh()
+
+        query = self.query(hidden) * self.hidden_width**-0.5
+        regions_NR = (keys @ query.unsqueeze(-1)).squeeze(-1)
+        itself_N1 = (query * self.sentinel_key(sentinel)).sum(-1, keepdim=True)
+        weights = torch.cat((regions_NR, itself_N1), dim=-1).softmax(-1)
+        looked = (weights[:, :-1].unsqueeze(1) @ values).squeeze(1)
+        context = looked + weights[:, -1:] * sentinel
+        mixed = self.context(torch.cat((hidden, context), dim=-1)).tanh()
+        return self.words(mixed), hidden, cell
+
+
+def read(data: bytes, size_px: int) -> Tensor:
+    """Turn the bytes of a file into a uint8 square."""
+    image = Image.open(io.BytesIO(data))
+    image.draft("RGB", (size_px, size_px))  # lets a large JPEG shrink as it is read
+    pixels_CHW = transforms.functional.pil_to_tensor(ImageOps.exif_transpose(image).convert("RGB"))
+    square: Tensor = transforms.functional.resize(pixels_CHW, [size_px, size_px], antialias=True)
+    return square
+
+
+class PlainCaptioner:
+    """Photos in, sentences out, with what the manifest of a checkpoint says.
+
+    Args:
+        manifest: ``manifest.json``, read.
+        weights: the tensors of ``weights.safetensors``.
+        vocabulary: the words, in order of their ids.
+    """
+
+    def __init__(
+        self, manifest: dict[str, Any], weights: dict[str, Tensor], vocabulary: list[str]
+    ) -> None:
+        about = manifest["architecture"]
+        geometry = manifest["image"]
+        if (about["decoder"], about["features"], geometry["fit"]) != (
+            "attention",
+            "grid",
+            "squeeze",
+        ):
+            raise ValueError("plain.py knows the decoder 'attention' and squeezed images only")
+        self.options = manifest["search"]
+        self.vocabulary = vocabulary
+        self.size_px = geometry["size_px"]
+        self.normalise = transforms.Compose(
+            [
+                transforms.ToDtype(torch.float32, scale=True),
+                transforms.Normalize(about["mean"], about["std"]),
+            ]
+        )
+        width = weights["decoder.normalise.weight"].shape[0]
+        self.encoder = Encoder(about["encoder"])
+        self.decoder = Decoder(
+            width, about["words"], about["embedding_width"], about["hidden_width"]
+        )
+        for name, module in (("encoder.", self.encoder), ("decoder.", self.decoder)):
+            mine = {k.removeprefix(name): v for k, v in weights.items() if k.startswith(name)}
+            module.load_state_dict(mine)  # copies half precision into single
+            module.eval()
+
+    @classmethod
+    def load(cls, directory: Path) -> Self:
+        """Read a directory of the model store."""
+        manifest = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
+        words = json.loads((directory / "vocabulary.json").read_text(encoding="utf-8"))["words"]
+        return cls(manifest, load_file(directory / "weights.safetensors"), words)
+
+    def read(self, data: bytes) -> Tensor:
+        """Turn the bytes of a file into a uint8 square."""
+        return read(data, self.size_px)
+
+    @torch.inference_mode()
+    def caption(self, images: list[Tensor]) -> list[str]:
+        """Say the best caption of each image of a batch."""
+        features_BRD = self.encoder(self.normalise(torch.stack(images)))
+        return [
+            " ".join(self.vocabulary[word - SPECIAL_WORDS] for word in words)
+            for words in self._search(features_BRD)
+        ]
+
+    def _search(self, features_BRD: Tensor) -> list[list[int]]:
+        """Beam search; the finished beams compete with those that still grow."""
+        B, K = len(features_BRD), self.options["beam_width"]
+        most, alpha = self.options["max_words"], self.options["length_penalty"]
+        values, keys, image_gates = self.decoder.look(features_BRD)
+        seen = tuple(part.repeat_interleave(K, 0) for part in (values, keys, image_gates))
+        hidden = cell = torch.zeros(B * K, self.decoder.hidden_width)
+        totals = torch.full((B, K), -torch.inf)
+        totals[:, 0] = 0
+        steps = torch.zeros(B, K)
+        done = torch.zeros(B, K, dtype=torch.bool)
+        words = torch.full((B, K), BOS)
+        said: list[list[list[int]]] = [[[] for _ in range(K)] for _ in range(B)]
+        for step in range(most + 1):
+            logits, hidden, cell = self.decoder(words.flatten(), hidden, cell, seen)
+            log_probs = self._log_probs(logits, step).view(B, K, -1)
+            log_probs[done] = -torch.inf
+            log_probs[..., EOS][done] = 0
+            steps = steps + ~done
+            sums = totals.unsqueeze(-1) + log_probs
+            scores = sums / steps.unsqueeze(-1) ** alpha
+            best = scores.flatten(1).topk(K).indices
+            parents, words = best // log_probs.shape[-1], best % log_probs.shape[-1]
+            totals, steps = sums.flatten(1).gather(1, best), steps.gather(1, parents)
+            done = (words == EOS) | totals.isneginf()
+            said = _extend(said, parents.tolist(), words.tolist())
+            if done.all():
+                break
+            rows = (parents + K * torch.arange(B).unsqueeze(-1)).flatten()
+            hidden, cell = hidden[rows], cell[rows]
+        return [beams[0] for beams in said]
+
+    def _log_probs(self, logits: Tensor, step: int) -> Tensor:
+        logits[:, [PAD, BOS, UNK]] = -torch.inf
+        if step < self.options["min_words"]:
+            logits[:, EOS] = -torch.inf
+        log_probs = logits.log_softmax(-1)
+        if step == self.options["max_words"]:
+            log_probs[:, EOS + 1 :] = -torch.inf
+        return log_probs
+
+
+def _extend(
+    said: list[list[list[int]]], parents: list[list[int]], words: list[list[int]]
+) -> list[list[list[int]]]:
+    return [
+        [
+            beams[parent] + [word] * (word != EOS)
+            for parent, word in zip(parents[b], words[b], strict=True)
+        ]
+        for b, beams in enumerate(said)
+    ]
+
+
+def main() -> None:
+    """Print a caption for each photo, then one JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("photos", type=Path, nargs="+", metavar="PHOTO")
+    parser.add_argument("--checkpoint", type=Path, default=SHIPPED)
+    args = parser.parse_args()
+    captioner = PlainCaptioner.load(args.checkpoint)
+    images = [captioner.read(photo.read_bytes()) for photo in args.photos]
+    started = time.perf_counter()
+    captions = dict(zip(map(str, args.photos), captioner.caption(images), strict=True))
+    ms_per_image = (time.perf_counter() - started) / len(images) * 1e3
+    for photo, caption in captions.items():
+        print(f"{photo}: {caption}")
+    print(json.dumps({"benchmark": "plain", "captions": captions, "ms_per_image": ms_per_image}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,351 @@
+"""The servers that are compared: how each is installed, started, asked and stopped."""
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import load
+
+from app.settings import PROJECT_ROOT, Settings
+
+SERVERS = Path(__file__).resolve().parent / "peers"
+OURS = "caption-service"
+ENGINES = ("plain", "captioner")
+MAX_BATCH = 8
+FIRST_PORT = 18400
+STOP_S = 20.0
+
+
+class Unavailable(Exception):
+    """A peer that cannot be measured; the message says why."""
+
+
+TROUBLE = (Unavailable, OSError, ValueError, subprocess.SubprocessError)
+"""What a server can do to us: it becomes a row with the reason, and the others go on."""
+
+
+@dataclass(frozen=True)
+class Peer:
+    """How to install and start a server, and what it is asked.
+
+    Attributes:
+        packages: for pip; empty for what our own environment has.
+        arguments: of the Python that starts it; ``{port}`` is put in.
+        path: where captions are asked for.
+        form: of the request.
+        environment: what its documentation sets for production, and silence.
+    """
+
+    packages: tuple[str, ...]
+    arguments: tuple[str, ...]
+    path: str = "/predict"
+    form: Literal["raw", "multipart"] = "multipart"
+    environment: tuple[tuple[str, str], ...] = ()
+
+
+PEERS = {
+    "fastapi": Peer((), (str(SERVERS / "fastapi_server.py"),)),
+    "litserve": Peer(("litserve",), (str(SERVERS / "litserve_server.py"),)),
+    "bentoml": Peer(
+        ("bentoml",),
+        (
+            *("-m", "bentoml", "serve", "bentoml_server:Captions"),
+            *("--host", load.HOST, "--port", "{port}"),
+        ),
+        environment=(("BENTOML_DO_NOT_TRACK", "True"),),
+    ),
+    "ray": Peer(
+        ("ray[serve]",),
+        (str(SERVERS / "ray_server.py"),),
+        environment=(("RAY_USAGE_STATS_ENABLED", "0"),),
+    ),
+    "mosec": Peer(
+        ("mosec",),
+        (
+            str(SERVERS / "mosec_server.py"),
+            *("--address", load.HOST, "--port", "{port}", "--timeout", "{timeout_ms}"),
+        ),
+        path="/inference",
+        form="raw",
+    ),
+}
+OUR_SERVER = Peer((), ("-m", "app.cli", "serve"), path="/v1/captions")
+
+
+class Contender(NamedTuple):
+    """One server with one engine."""
+
+    name: str
+    engine: str
+
+
+class Conditions(NamedTuple):
+    """What is the same for every server of a run.
+
+    Attributes:
+        checkpoint: what is served.
+        threads: of torch.
+        timeout_s: after which a server that can may give a request up.
+        start_s: how long a server may take until it answers.
+        cache: holds the environments of the peers.
+    """
+
+    checkpoint: Path
+    threads: int
+    timeout_s: float
+    start_s: float
+    cache: Path
+
+
+# --- environments -------------------------------------------------------------------------------
+
+
+def python_of(name: str, cache: Path) -> Path:
+    """Give the interpreter of a peer; its environment is made when there is none.
+
+    Raises:
+        Unavailable: pip could not install it.
+    """
+    peer = PEERS.get(name, OUR_SERVER)
+    if not peer.packages:
+        return Path(sys.executable)
+    return environment(name, peer.packages, cache)
+
+
+def environment(name: str, packages: Sequence[str], cache: Path) -> Path:
+    """Give the interpreter of an environment with these packages in front of ours.
+
+    pip resolves them as in an empty environment; afterwards a .pth file adds our own packages, so
+    that torch is not installed again.
+
+    Raises:
+        Unavailable: pip could not install them.
+    """
+    home = cache / name
+    python, done = home / "bin" / "python", home / "installed"
+    if not done.exists():
+        tell(f"installing {' '.join(packages)} into {home}")
+        _checked([sys.executable, "-m", "venv", "--without-pip", home])
+        pip = [sys.executable, "-m", "pip", "--python", python, "--disable-pip-version-check"]
+        _checked([*pip, "install", "--quiet", *packages])
+        paths = sysconfig.get_paths(vars={"base": str(home), "platbase": str(home)})
+        ours = sysconfig.get_paths()["purelib"]
+        Path(paths["purelib"], "ours.pth").write_text(f"{ours}\n", encoding="utf-8")
+        done.touch()
+    return python
+
+
+def _checked(command: Sequence[str | Path]) -> None:
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    if ran.returncode:
+        raise Unavailable(_last_line(ran.stderr))
+
+
+def version_of(name: str, python: Path) -> str:
+    """Give the installed version of a peer."""
+    package = OURS if name == OURS else (PEERS[name].packages or (name,))[0].partition("[")[0]
+    code = f"from importlib.metadata import version; print(version({package!r}))"
+    ran = subprocess.run([python, "-c", code], capture_output=True, text=True, check=False)
+    return ran.stdout.strip() or "?"
+
+
+# --- servers ------------------------------------------------------------------------------------
+
+
+class Server(NamedTuple):
+    """A server that answers."""
+
+    pid: int
+    port: int
+    peer: Peer
+
+    def posts(self, photos: Sequence[bytes]) -> list[load.Post]:
+        """Wrap photos as this server takes them."""
+        return [load.post(photo, self.peer.path, self.peer.form) for photo in photos]
+
+
+@contextmanager
+def serving(contender: Contender, port: int, conditions: Conditions) -> Iterator[Server]:
+    """Start a server, wait for its first caption, stop it and whatever it started.
+
+    Raises:
+        Unavailable: it could not be installed, it ended, or it did not answer in time.
+    """
+    peer = PEERS.get(contender.name, OUR_SERVER)
+    python = python_of(contender.name, conditions.cache)
+    filled = {"port": port, "timeout_ms": round(conditions.timeout_s * 1e3)}
+    command = [str(python), *(argument.format(**filled) for argument in peer.arguments)]
+    with (
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
+        tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log,
+        subprocess.Popen(
+            command,
+            env={
+                **_environment(contender, peer, port, conditions, python),
+                **dict.fromkeys(("TMPDIR", "BENTOML_HOME"), folder),
+            },
+            cwd=SERVERS if contender.name == "bentoml" else folder,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        ) as process,
+    ):
+        server = Server(process.pid, port, peer)
+        try:
+            _wait(process, server, conditions.start_s, log)
+            yield server
+        finally:
+            _stop(process)
+
+
+def _environment(
+    contender: Contender, peer: Peer, port: int, conditions: Conditions, python: Path
+) -> dict[str, str]:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("CAPTION_", "BENCH_"))}
+    ours = {
+        "CAPTION_PORT": port,
+        "CAPTION_CHECKPOINT": conditions.checkpoint,
+        "CAPTION_DEVICE": "cpu",
+        "CAPTION_TORCH_THREADS": conditions.threads,
+        "CAPTION_MAX_BATCH": MAX_BATCH,
+        "CAPTION_DEADLINE_S": conditions.timeout_s,
+        "CAPTION_BODY_TIMEOUT_S": min(conditions.timeout_s, 20.0),
+        "CAPTION_DRAIN_DELAY_S": 0,
+    }
+    theirs = {
+        "BENCH_ENGINE": contender.engine,
+        "BENCH_PORT": port,
+        "BENCH_CHECKPOINT": conditions.checkpoint,
+        "BENCH_THREADS": conditions.threads,
+        "BENCH_TIMEOUT_S": conditions.timeout_s,
+    }
+    settings = ours if contender.name == OURS else theirs
+    return {
+        **kept,
+        **{name: str(value) for name, value in settings.items()},
+        **dict(peer.environment),
+        "PATH": f"{python.parent}{os.pathsep}{kept.get('PATH', '')}",
+        "PYTHONPATH": os.pathsep.join((str(PROJECT_ROOT), str(SERVERS))),
+    }
+
+
+def _wait(process: subprocess.Popen[bytes], server: Server, start_s: float, log: Any) -> None:
+    """Ask with a small photo until it is captioned."""
+    (asking,) = server.posts(load.photos([], 320)[:1])
+    until_s, seen = time.monotonic() + start_s, "nobody listens"
+    while time.monotonic() < until_s:
+        if process.poll() is not None:
+            raise Unavailable(f"ended with {process.returncode}: {_tail(log)}")
+        try:
+            status, body = load.ask(server.port, asking, timeout_s=start_s)
+            if status == 200 and load.caption_of(body):
+                return
+            seen = f"answers {status}: {body[:200]!r}"
+        except OSError as error:
+            seen = str(error) or type(error).__name__
+        time.sleep(0.5)
+    raise Unavailable(f"no caption within {start_s:.0f} s: {seen}; it logs: {_tail(log)}")
+
+
+def _tail(log: Any) -> str:
+    log.seek(0)
+    return _last_line(log.read())
+
+
+def _last_line(text: str) -> str:
+    return next((line for line in reversed(text.splitlines()) if line.strip()), "no message")[:300]
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """End the tree by its ids: politely, then for good."""
+    import psutil  # noqa: PLC0415 - only who starts a server needs it
+
+    try:
+        tree = psutil.Process(process.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        tree = []
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(STOP_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+    _, alive = psutil.wait_procs(tree, timeout=5)
+    for left in alive:
+        with suppress(psutil.NoSuchProcess):
+            left.kill()
+
+
+def check_captions(server: Server, photos: Sequence[bytes], expected: Sequence[str]) -> None:
+    """Let the server caption each photo.
+
+    Raises:
+        Unavailable: it says something else.
+    """
+    for asking, caption in zip(server.posts(photos), expected, strict=True):
+        status, body = load.ask(server.port, asking)
+        if status != 200:
+            raise Unavailable(f"answered {status}: {body[:200]!r}")
+        if load.caption_of(body) != caption:
+            raise Unavailable(f"says {load.caption_of(body)!r} instead of {caption!r}")
+
+
+# --- what every comparison shares ---------------------------------------------------------------
+
+
+def contenders_of(peers: Sequence[str], engines: Sequence[str]) -> list[Contender]:
+    """Put our service in front of each chosen peer with each chosen engine."""
+    theirs = [Contender(peer, engine) for peer in peers for engine in engines]
+    return [Contender(OURS, "captioner"), *theirs]
+
+
+def installed(
+    contenders: Sequence[Contender], conditions: Conditions
+) -> tuple[dict[str, str], dict[Contender, str]]:
+    """Install every peer; give the versions, and the reasons of those that cannot be measured."""
+    versions, reasons = {}, {}
+    for contender in contenders:
+        try:
+            python = python_of(contender.name, conditions.cache)
+            versions[contender.name] = version_of(contender.name, python)
+        except Unavailable as reason:
+            reasons[contender] = str(reason)
+    return versions, reasons
+
+
+def stop_servers_when_ended() -> None:
+    """Let SIGTERM unwind, as Ctrl-C does, so that no server outlives us."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+
+
+def tell(progress: str) -> None:
+    """Say on stderr how far we are."""
+    print(progress, file=sys.stderr, flush=True)
+
+
+def shared_arguments(description: str | None) -> argparse.ArgumentParser:
+    """Make a parser with what every program that compares servers is asked."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("photos", type=Path, nargs="*", metavar="PHOTO", help="default: drawn")
+    parser.add_argument(
+        "--cache", type=_absolute, required=True, help="for the peers' environments"
+    )
+    parser.add_argument("--peers", nargs="*", choices=list(PEERS), default=list(PEERS))
+    parser.add_argument(
+        "--checkpoint", type=_absolute, default=PROJECT_ROOT / Settings().checkpoint
+    )
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of torch")
+    parser.add_argument("--start-s", type=float, default=300, help="until a server answers")
+    return parser
+
+
+def _absolute(path: str) -> Path:
+    return Path(path).absolute()  # the servers run elsewhere

@@ -1,0 +1,292 @@
+"""What of the benchmarks can be tested without a server to compare."""
+
+import ast
+import io
+import json
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import skimage
+import torch
+from PIL import Image
+from tiny import photo, save_tiny_checkpoint, tiny_unpublished
+
+from app.captioner import checkpoint
+from app.captioner.beam import SearchOptions
+from app.captioner.pipeline import Captioner
+from app.captioner.vocabulary import BOS, PAD, UNK
+from app.settings import PROJECT_ROOT, Settings
+
+BENCHMARKS = PROJECT_ROOT / "benchmarks"
+sys.path.append(str(BENCHMARKS))
+
+import alternatives  # noqa: E402 - programs, not a package
+import load  # noqa: E402
+import overload  # noqa: E402
+import peers  # noqa: E402
+import plain  # noqa: E402
+import servers  # noqa: E402
+import startup  # noqa: E402
+
+SHIPPED = PROJECT_ROOT / Settings().checkpoint
+PHOTOS = Path(skimage.__file__).parent / "data"
+NAMES = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")
+MORE_PHOTOS = PROJECT_ROOT.parent / "shared" / "photos"
+
+
+def said_by_both(directory, photos):
+    captioner, other = Captioner.load(directory), plain.PlainCaptioner.load(directory)
+    images = [captioner.read(data, max_pixels=40_000_000) for data in photos]
+    ours = [candidates[0].text for candidates in captioner.caption(images)]
+    return ours, other.caption([other.read(data) for data in photos])
+
+
+def large_jpeg(path, *, turned):
+    file, image = io.BytesIO(), Image.open(path).convert("RGB").resize((2000, 1500))
+    exif = Image.Exif()
+    exif[0x0112] = 6 if turned else 1
+    image.save(file, "JPEG", exif=exif)
+    return file.getvalue()
+
+
+def test_the_plain_captioner_says_what_ours_says():
+    photos = [(PHOTOS / name).read_bytes() for name in NAMES]
+    photos += [large_jpeg(PHOTOS / "astronaut.png", turned=turned) for turned in (False, True)]
+    photos += [path.read_bytes() for path in sorted(MORE_PHOTOS.glob("*.jpg"))]
+    ours, theirs = said_by_both(SHIPPED, photos)
+    assert theirs == ours
+    assert len(set(ours)) > 3
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"beam_width": 3, "min_words": 5, "max_words": 8, "length_penalty": 0.7},
+        {"beam_width": 5, "min_words": 0, "max_words": 3, "length_penalty": 0.0},
+        {"beam_width": 1, "min_words": 8, "max_words": 8, "length_penalty": 1.0},
+        {"beam_width": 3, "min_words": 0, "max_words": 8, "length_penalty": 3.0},
+    ],
+)
+def test_the_plain_captioner_searches_as_ours_does(tmp_path, options):
+    unpublished = tiny_unpublished()
+    with torch.no_grad():
+        unpublished.network.decoder.words.bias[[PAD, BOS, UNK]] += 9  # what is never said
+    manifest = unpublished.manifest.model_copy(update={"search": SearchOptions(**options)})
+    checkpoint.save(tmp_path / "tiny", unpublished._replace(manifest=manifest))
+    ours, theirs = said_by_both(tmp_path / "tiny", [photo(n) for n in range(4)])
+    assert theirs == ours
+    assert all(options["min_words"] <= len(caption.split()) for caption in ours)
+
+
+def test_the_plain_captioner_refuses_what_it_does_not_know(tmp_path):
+    with pytest.raises(ValueError, match="attention"):
+        plain.PlainCaptioner.load(save_tiny_checkpoint(tmp_path, "inject"))
+
+
+def test_the_plain_captioner_is_plain():
+    tree = ast.parse((BENCHMARKS / "plain.py").read_text(encoding="utf-8"))
+    imports = [node for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom))]
+    assert "app" not in ast.unparse(ast.Module(imports, [])).split()
+    assert not any("from app" in ast.unparse(node) for node in imports)
+
+
+WRK = """Running 10s test @ http://127.0.0.1:18400/predict
+  1 threads and 4 connections
+  Thread Stats   Avg      Stdev     Max   +/- Stdev
+    Latency   160.02ms   21.10ms 250.13ms   80.12%
+    Req/Sec    25.01      6.02    40.00     70.00%
+  250 requests in 10.01s, 60.00KB read
+  Non-2xx or 3xx responses: 3
+Requests/sec:     24.97
+Transfer/sec:      5.99KB
+
+{"answers": 250, "seconds": 10.010000, "refused": 3, "broken": 2, "p50_ms": 160.1, "p99_ms": 249.9}
+"""
+
+
+def test_what_wrk_prints_is_read():
+    seen = load.read_wrk(WRK)
+    assert seen == load.Outcome(answers=247, seconds=10.01, errors=5, p50_ms=160.1, p99_ms=249.9)
+    assert seen.per_s == pytest.approx(24.675, abs=1e-3)
+
+
+def test_wrk_that_failed_is_told():
+    with pytest.raises(ValueError, match="unable to connect"):
+        load.read_wrk("unable to connect to 127.0.0.1:18400 Connection refused")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"caption": "a dog"},
+        {"results": [{"caption": "a dog", "candidates": [{"caption": "a dog"}]}]},
+        ["a dog"],
+        "a dog",
+    ],
+)
+def test_a_caption_is_found_in_every_answer(answer):
+    assert load.caption_of(json.dumps(answer).encode()) == "a dog"
+
+
+def test_an_answer_without_a_caption_has_none():
+    assert load.caption_of(b'{"title": "Overloaded"}') == ""
+
+
+def test_photos_have_the_long_side_that_was_asked_for(tmp_path):
+    (tmp_path / "tall.png").write_bytes(photo(width=30, height=90))
+    (tall,) = load.photos([tmp_path / "tall.png"], 300)
+    drawn = load.photos([], 320)
+    assert Image.open(io.BytesIO(tall)).size == (100, 300)
+    assert [Image.open(io.BytesIO(data)).size for data in drawn] == [(320, 240)] * 2
+    assert drawn[0] != drawn[1]
+    assert drawn == load.photos([], 320)
+
+
+def test_arrivals_repeat_with_their_seed():
+    poisson = load.arrivals(50, 20, seed=1, even=False)
+    assert poisson == load.arrivals(50, 20, seed=1, even=False)
+    assert poisson != load.arrivals(50, 20, seed=2, even=False)
+    assert poisson == sorted(poisson)
+    assert max(poisson) < 20
+    assert 900 < len(poisson) < 1100
+    gaps = {round(b - a, 9) for a, b in pairwise(load.arrivals(50, 20, seed=1, even=True))}
+    assert gaps == {0.02}
+
+
+def test_percentiles_are_values_that_were_seen():
+    values = [float(n) for n in range(100, 0, -1)]
+    assert [load.percentile(values, percent) for percent in (0, 50, 99, 100)] == [1, 50, 99, 100]
+    assert load.percentile(values[:1], 99) == 100
+    assert str(load.percentile([], 50)) == "nan"
+    assert load.without_nan({"p50": [load.percentile([], 50), 1]}) == {"p50": [None, 1]}
+
+
+class Picky(BaseHTTPRequestHandler):
+    """Captions photos that begin with an a, refuses the others, hangs up on an empty one."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if not body:
+            self.close_connection = True
+            return
+        self.send_response(200 if body.startswith(b"a") else 503)
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        self.wfile.write(b'9\r\n{"caption\r\n8\r\n": "dog"\r\n1\r\n}\r\n0\r\n\r\n')
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def picky():
+    server = ThreadingHTTPServer((load.HOST, 0), Picky)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    yield server.server_address[1]
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def posts(*bodies):
+    return [load.Post("/predict", "image/jpeg", body) for body in bodies]
+
+
+def test_one_request_is_answered(picky):
+    (asking,) = posts(b"a")
+    status, body = load.ask(picky, asking)
+    assert (status, load.caption_of(body)) == (200, "dog")
+
+
+def test_nobody_who_listens_is_an_os_error():
+    with pytest.raises(OSError, match=r"refused|Connect"):
+        load.ask(1, posts(b"a")[0])
+
+
+def test_a_closed_loop_counts_answers_and_errors(picky, monkeypatch):
+    monkeypatch.setattr(load.shutil, "which", lambda _: None)
+    seen = load.closed_loop(picky, posts(b"a", b"b"), concurrency=2, seconds=0.3)
+    assert load.generator() == "python"
+    assert seen.answers > 0
+    assert seen.errors > 0
+    assert 0 < seen.p50_ms <= seen.p99_ms
+
+
+def test_an_open_loop_tells_what_became_of_each_arrival(picky):
+    moments = [0.0, 0.02, 0.04, 0.06]
+    answers = load.open_loop(picky, posts(b"a", b"b", b""), moments, patience_s=5)
+    assert [answer.status for answer in answers] == [200, 503, 0, 200]
+    assert all(0 < answer.taken_s < 5 for answer in answers)
+
+
+def test_a_form_holds_the_photo_as_it_is():
+    raw = load.post(b"\xff\xd8photo", "/p", "raw")
+    form = load.post(b"\xff\xd8photo", "/p", "multipart")
+    assert raw == ("/p", "image/jpeg", b"\xff\xd8photo")
+    boundary = form.content_type.partition("boundary=")[2].encode()
+    assert form.body.startswith(b"--" + boundary + b"\r\n")
+    assert form.body.endswith(b"\r\n\r\n\xff\xd8photo\r\n--" + boundary + b"--\r\n")
+
+
+def test_an_overload_counts_what_became_of_each_arrival():
+    statuses = [(200, 0.1), (200, 2.0), (200, 2.1), (429, 0), (503, 0), (504, 2), (500, 0), (0, 9)]
+    answers = [load.Answer(status, taken_s) for status, taken_s in statuses]
+    row = overload.summary(answers, seconds=4, deadline_s=2, capacity_per_s=0.25)
+    assert row == {
+        "offered_per_s": 2,
+        "good_per_s": 0.5,
+        "good_part": 2,
+        "p99_s": 2.1,
+        "late": 1,
+        "refused": 2,
+        "timed_out": 1,
+        "errors": 2,
+    }
+
+
+def test_rounds_become_medians_and_parts_of_ours_and_of_the_ceiling():
+    load_ = (640, 4)
+    rows = {
+        (servers.OURS, "captioner", *load_): [{"per_s": 8.0}, {"per_s": 30.0}, {"per_s": 10.0}],
+        ("litserve", "plain", *load_): [{"per_s": 5.0}],
+    }
+    seen = peers.summed_up(rows, {640: 20.0})
+    assert seen[servers.OURS, "captioner", *load_] == {"per_s": 10, "of_ours": 1, "of_ceiling": 0.5}
+    assert seen["litserve", "plain", *load_]["of_ours"] == 0.5
+
+
+def test_ours_comes_first_and_each_peer_once_with_each_engine():
+    chosen = servers.contenders_of(["litserve", "mosec"], ["plain", "captioner"])
+    assert chosen[0] == (servers.OURS, "captioner")
+    assert len(set(chosen)) == len(chosen) == 5
+
+
+def test_every_peer_has_its_server():
+    files = {path.stem for path in servers.SERVERS.glob("*_server.py")}
+    assert files == {f"{name}_server" for name in servers.PEERS}
+
+
+def test_the_size_of_the_install_counts_what_is_required_and_no_more():
+    sizes = startup.installed_bytes("caption-service")
+    assert {"torch", "pillow", "httptools"} <= sizes.keys()  # httptools by an extra of uvicorn
+    assert not {"pytest", "tensorboard"} & sizes.keys()
+    assert sizes["torch"] > 10 * 2**20
+
+
+def test_the_cost_of_an_alternative_is_told_in_ours_at_its_best_batch():
+    ours, other = {"ms": {"1": 50.0, "8": 25.0}}, {"ms": {"1": 500.0, "8": 400.0}}
+    assert alternatives._times(other, ours) == 16
+
+
+def test_every_program_stands_in_the_readme():
+    readme = (BENCHMARKS / "README.md").read_text(encoding="utf-8")
+    programs = [path.name for path in BENCHMARKS.glob("*.py") if "__main__" in path.read_text()]
+    assert [name for name in programs if f"| `{name}` |" not in readme] == []
