@@ -41,12 +41,12 @@ def test_its_dev_scores_are_in_the_manifest(captioner):
     dev = captioner.manifest.scores["dev"]
     assert dev["images"] == 1000
     assert dev["tokeniser"] == "lower-alphanumeric"
-    assert dev["cider"]["value"] >= 0.40
+    assert dev["cider"]["value"] >= 0.54
 
 
 def test_a_real_photo_gets_a_sensible_sentence(captioner):
     best = said(captioner, PHOTOS / "astronaut.png")
-    assert {"woman", "man", "girl", "person"} & set(best.text.split()), best.text
+    assert {"woman", "man", "girl", "boy", "person"} & set(best.text.split()), best.text
     assert 3 <= len(best.words) <= 20
 
 
