@@ -62,6 +62,14 @@ def test_a_missing_file_is_refused(directory, name):
         checkpoint.load(directory)
 
 
+@pytest.mark.parametrize("name", ["weights.safetensors", "vocabulary.json"])
+def test_a_file_that_the_manifest_does_not_vouch_for_is_refused(directory, name):
+    files = checkpoint.read_manifest(directory).files
+    edit_manifest(directory, files={each: sha for each, sha in files.items() if each != name})
+    with pytest.raises(CheckpointError, match=f"does not list {name}"):
+        checkpoint.load(directory)
+
+
 def test_a_directory_without_a_manifest_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match=r"no manifest\.json there"):
         checkpoint.load(tmp_path / "nowhere")

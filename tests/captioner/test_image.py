@@ -279,6 +279,18 @@ class TestLimits:
             read(data, max_pixels=max_pixels)
         assert type(caught.value) is ImageTooLarge
 
+    @pytest.mark.parametrize(
+        "data",
+        [JPEG[:-300], png(48, 32, 8, 2, bytes(100)), WEBP[:30], LOSSLESS[:25]],
+        ids=["jpeg", "png", "webp", "lossless"],
+    )
+    def test_the_header_is_enough_to_refuse(self, data):
+        """Decoding would fail: there are too few pixels behind it."""
+        with pytest.raises(ImageTooLarge):
+            read(data, max_pixels=48 * 32 - 1)
+        with pytest.raises(UndecodableImage):
+            read(data)
+
     def test_a_webp_bomb_is_refused_before_its_canvas_is_allocated(self):
         canvas = b"VP8X" + struct.pack("<I", 10) + bytes(4) + b"\xff\xff\0" + b"\xff\xff\0"
         data = b"RIFF" + struct.pack("<I", len(canvas) + 4) + b"WEBP" + canvas

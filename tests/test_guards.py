@@ -1,0 +1,99 @@
+"""Guards at the door and in the queue that their own files see only from one side."""
+
+import asyncio
+import contextlib
+import hmac
+
+import pytest
+from fake import FakeCaptioner, serving
+from pydantic import SecretStr
+from starlette.datastructures import Headers
+from test_api import RAW, captions, problem
+from test_batching import FAR_S, Squares, batching, submit_all
+from test_limits import ask, piece
+
+from app.keys import Keys
+from app.problems import Unauthorised
+
+KEYS = (SecretStr("old"), SecretStr("new"))
+
+
+async def test_no_other_header_is_looked_at_before_the_key():
+    wrong = {
+        "content-encoding": "gzip",
+        "content-length": "9999",
+        "x-request-timeout": "soon",
+    }
+    async with serving(api_keys=KEYS, max_upload_bytes=10) as client:
+        client.app.state.door.health.refuse()
+        refused = await client.post("/v1/captions", content=b"a", headers={**RAW, **wrong})
+    problem(refused, 401, "unauthorised")
+
+
+def test_every_key_is_compared_in_constant_time_whichever_fits(monkeypatch):
+    compared, real = [], hmac.compare_digest
+
+    def noting(left, right):
+        compared.append((len(left), len(right)))
+        return real(left, right)
+
+    monkeypatch.setattr(hmac, "compare_digest", noting)
+    for given in ("old", "new", "o", "a longer key than ours"):
+        with contextlib.suppress(Unauthorised):
+            Keys(KEYS).check(Headers({"x-api-key": given}))
+    assert compared == [(32, 32)] * 8
+
+
+@pytest.mark.parametrize("encoding", ["br", "deflate", "x-ours", "identity, gzip"])
+async def test_an_encoding_that_nobody_knows_is_refused_too(encoding):
+    async with serving() as client:
+        headers = {**RAW, "content-encoding": encoding}
+        refused = await client.post("/v1/captions", content=b"a", headers=headers)
+    problem(refused, 415, "unsupported_encoding")
+
+
+async def test_a_free_device_waits_for_no_company():
+    run = Squares()
+    async with batching(run) as batcher:
+        (lone,) = await submit_all(batcher, [7], FAR_S)
+        for _ in range(3):  # turns of the loop, no time
+            await asyncio.sleep(0)
+        assert run.batches == [[7]]
+        assert await lone == 49
+
+
+async def test_closing_waits_for_the_batch_that_runs():
+    captioner = FakeCaptioner()
+    async with serving(captioner) as client:
+        service = client.app.state.door.service
+        captioner.gate.clear()
+        caller = asyncio.create_task(client.post("/v1/captions", content=b"a", headers=RAW))
+        await asyncio.to_thread(captioner.entered.wait)
+        closing = asyncio.create_task(service.close())
+        for _ in range(50):  # turns of the loop, no time
+            await asyncio.sleep(0)
+        assert not caller.done()
+        captioner.gate.set()
+        assert captions(await caller) == ["a"]
+        await closing
+        service.close = lambda: asyncio.sleep(0)
+
+
+async def test_no_probe_waits_for_the_device():
+    captioner = FakeCaptioner()
+    async with serving(captioner) as client:
+        captioner.gate.clear()
+        caller = asyncio.create_task(client.post("/v1/captions", content=b"a", headers=RAW))
+        await asyncio.to_thread(captioner.entered.wait)
+        for path in ("/livez", "/startupz", "/readyz", "/healthz", "/metrics"):
+            assert (await client.get(path)).status_code == 200
+        assert not caller.done()  # a probe that waited would have waited for the batch
+        captioner.gate.set()
+        assert captions(await caller) == ["a"]
+
+
+async def test_a_slow_body_is_not_waited_for_until_the_deadline():
+    async with serving(body_timeout_s=0.05, deadline_s=500) as client:
+        async with asyncio.timeout(20):
+            status, _ = await ask(client.app, piece(b"x", more=True), hold=asyncio.Event())
+    assert status == 408
