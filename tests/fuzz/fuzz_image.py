@@ -50,6 +50,6 @@ def write_seeds(folder: Path) -> None:
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as corpus:
         write_seeds(Path(corpus))
-        bounds = ["-max_len=4096", "-max_total_time=60", corpus]
-        atheris.Setup([*sys.argv, *bounds], try_one)
+        bounds = ["-max_len=4096", "-max_total_time=60"]  # what is typed comes later and wins
+        atheris.Setup([sys.argv[0], *bounds, *sys.argv[1:], corpus], try_one)
         atheris.Fuzz()
