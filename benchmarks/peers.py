@@ -13,8 +13,10 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import load
 import torch
+
+import load
+from app.captioner.pipeline import Captioner
 from limit import measure
 from plain import PlainCaptioner
 from servers import (
@@ -34,8 +36,6 @@ from servers import (
     stop_servers_when_ended,
     tell,
 )
-
-from app.captioner.pipeline import Captioner
 
 Row = dict[str, float]
 Key = tuple[str, str, int, int]  # server, engine, long side in px, concurrency

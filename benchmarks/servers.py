@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import load
-
 from app.settings import PROJECT_ROOT, Settings
 
 SERVERS = Path(__file__).resolve().parent / "peers"

@@ -8,13 +8,13 @@ from types import SimpleNamespace
 
 import httpx
 import numpy as np
-from tiny import tiny_unpublished
 
 from app.captioner.beam import SearchOptions
 from app.captioner.errors import ImageTooLarge, UndecodableImage, UnsupportedImage
 from app.captioner.pipeline import Caption, Captioner, Word
 from app.main import create_app
 from app.settings import Settings
+from tiny import tiny_unpublished
 
 IMAGE_ERRORS = {
     b"gif": UnsupportedImage("expected a JPEG, PNG or WebP image"),

@@ -6,10 +6,10 @@ import json
 
 import httpx
 import pytest
-from fake import FakeCaptioner, serving
 
 from app.problems import ALL_KINDS
 from app.schemas import CaptionResponse, Problem
+from fake import FakeCaptioner, serving
 
 RAW = {"content-type": "image/jpeg"}
 

@@ -4,12 +4,12 @@ import asyncio
 import contextlib
 
 import pytest
-from fake import pass_time
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.batching import Closed, DeadlineExceeded, DoesNotFit, MicroBatcher, Overloaded
 from app.ceiling import Ceiling
+from fake import pass_time
 
 FAR_S = 1e9
 

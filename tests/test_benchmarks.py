@@ -13,13 +13,13 @@ import pytest
 import skimage
 import torch
 from PIL import Image
-from tiny import photo, save_tiny_checkpoint, tiny_unpublished
 
 from app.captioner import checkpoint
 from app.captioner.beam import SearchOptions
 from app.captioner.pipeline import Captioner
 from app.captioner.vocabulary import BOS, PAD, UNK
 from app.settings import PROJECT_ROOT, Settings
+from tiny import photo, save_tiny_checkpoint, tiny_unpublished
 
 BENCHMARKS = PROJECT_ROOT / "benchmarks"
 sys.path.append(str(BENCHMARKS))

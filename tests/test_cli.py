@@ -14,9 +14,9 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import httpx
 import pytest
-from tiny import photo, save_tiny_checkpoint
 
 from app.cli import main
+from tiny import photo, save_tiny_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ import time
 import pytest
 import schemathesis
 import uvicorn
-from fake import FakeCaptioner
 from hypothesis import HealthCheck, given, settings
 from schemathesis.specs.openapi.checks import (
     content_type_conformance,
@@ -17,6 +16,7 @@ from schemathesis.specs.openapi.checks import (
 
 from app.main import create_app
 from app.settings import Settings
+from fake import FakeCaptioner
 
 PROMISES = [
     status_code_conformance,

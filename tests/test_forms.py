@@ -6,14 +6,14 @@ import time
 
 import httpx
 import pytest
-from fake import FakeCaptioner, Pixels, serving
 from hypothesis import given
 from hypothesis import strategies as st
-from test_api import captions, problem
 
 from app import multipart
 from app.multipart import Part, TooManyParts
 from app.problems import MalformedBody
+from fake import FakeCaptioner, Pixels, serving
+from test_api import captions, problem
 
 MANY_BYTES = 8 * 2**20
 HEAD = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'

@@ -5,15 +5,15 @@ import contextlib
 import hmac
 
 import pytest
-from fake import FakeCaptioner, serving
 from pydantic import SecretStr
 from starlette.datastructures import Headers
-from test_api import RAW, captions, problem
-from test_batching import FAR_S, Squares, batching, submit_all
-from test_limits import ask, piece
 
 from app.keys import Keys
 from app.problems import Unauthorised
+from fake import FakeCaptioner, serving
+from test_api import RAW, captions, problem
+from test_batching import FAR_S, Squares, batching, submit_all
+from test_limits import ask, piece
 
 KEYS = (SecretStr("old"), SecretStr("new"))
 

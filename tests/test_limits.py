@@ -6,14 +6,14 @@ import socket
 
 import pytest
 import uvicorn
-from fake import FakeCaptioner, SteppingCaptioner, pass_time, serving
 from pydantic import SecretStr
 from starlette.datastructures import Headers
-from test_api import RAW, captions, problem
-from tiny import photo
 
 from app.keys import Keys
 from app.problems import Unauthorised
+from fake import FakeCaptioner, SteppingCaptioner, pass_time, serving
+from test_api import RAW, captions, problem
+from tiny import photo
 
 KEYS = (SecretStr("old"), SecretStr("new"))
 

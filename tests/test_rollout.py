@@ -6,6 +6,7 @@ import signal
 
 import httpx
 import pytest
+
 from test_cli import Process, checkpoint  # noqa: F401 - a fixture
 from tiny import photo
 

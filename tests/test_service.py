@@ -5,14 +5,14 @@ import threading
 import time
 
 import pytest
-from fake import FakeCaptioner, SteppingCaptioner, serving
 from structlog.testing import capture_logs
-from test_api import RAW, as_json, captions
-from tiny import photo
 
 from app.captioner.errors import CheckpointError, DeviceFault, OutOfMemory
 from app.main import create_app, usable_cores
 from app.settings import Settings
+from fake import FakeCaptioner, SteppingCaptioner, serving
+from test_api import RAW, as_json, captions
+from tiny import photo
 
 
 def ours():

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 import skimage
-from fake import serving
 
 from app.captioner.pipeline import Captioner
 from app.settings import PROJECT_ROOT, Settings
+from fake import serving
 
 PHOTOS = Path(skimage.__file__).parent / "data"
 SHIPPED = PROJECT_ROOT / Settings().checkpoint

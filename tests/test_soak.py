@@ -14,6 +14,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+
 from test_cli import Process, checkpoint  # noqa: F401 - a fixture
 from tiny import photo
 

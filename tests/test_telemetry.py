@@ -6,14 +6,14 @@ import subprocess
 import sys
 
 import pytest
-from fake import FakeCaptioner, serving
 from prometheus_client.parser import text_string_to_metric_families
 from structlog.testing import capture_logs
-from test_api import RAW
 
 from app.exchange import _trace_context
 from app.main import create_app
 from app.settings import Settings
+from fake import FakeCaptioner, serving
+from test_api import RAW
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 SPAN = "b7ad6b7169203331"

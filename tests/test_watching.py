@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from fake import serving
 from prometheus_client.parser import text_string_to_metric_families
+
+from fake import serving
 from test_api import RAW
 
 ROOT = Path(__file__).parents[1]

@@ -9,7 +9,7 @@ from torchvision import models
 
 from app.captioner import checkpoint
 from app.captioner.checkpoint import ImageGeometry
-from app.captioner.network import Architecture, Network
+from app.captioner.network import Architecture, Encoder, Network
 from app.captioner.vocabulary import Vocabulary
 from trainer.errors import TrainerError
 
@@ -19,17 +19,20 @@ def initial_classifier(name: str, weights: Path | None, *, random: bool) -> nn.M
 
     Args:
         name: torchvision's name of it.
-        weights: safetensors file with its complete state dict; torchvision's own ImageNet weights
-            are downloaded without it.
+        weights: safetensors file with its complete state dict, or a checkpoint directory whose
+            encoder is taken over; torchvision's own ImageNet weights are downloaded without it.
         random: take random weights instead.
 
     Raises:
-        TrainerError: the file does not fit, or the download failed.
+        CheckpointError: the directory cannot be trusted.
+        TrainerError: the file or the checkpoint does not fit, or the download failed.
     """
     if random:
         net: nn.Module = models.get_model(name, weights=None)
         return net
-    return _downloaded(name) if weights is None else _from_file(name, weights)
+    if weights is None:
+        return _downloaded(name)
+    return (_from_checkpoint if weights.is_dir() else _from_file)(name, weights)
 
 
 def initial_network(
@@ -73,6 +76,19 @@ def _downloaded(name: str) -> nn.Module:
             f"torchvision's weights of {name} cannot be downloaded ({error}): give a file with "
             "--encoder-weights, or --random-encoder"
         ) from error
+    return net
+
+
+def _from_checkpoint(name: str, directory: Path) -> nn.Module:
+    trained = checkpoint.load(directory).network
+    if trained.architecture.encoder != name:
+        raise TrainerError(
+            f"{directory} holds the encoder {trained.architecture.encoder}, this recipe asks for "
+            f"{name}: give another checkpoint, or a file of torchvision's weights"
+        )
+    net: nn.Module = models.get_model(name, weights=None)
+    parts = Encoder(trained.architecture, net)  # shares its parts with net
+    parts.load_state_dict(trained.encoder.state_dict())
     return net
 
 

@@ -45,8 +45,8 @@ def fit(
         cache: for decoded images and features.
         initial: a checkpoint directory of the same architecture and vocabulary, to start a new run
             from; its score on dev is the first to beat. A run that goes on has its own weights.
-        encoder_weights: a state dict of the torchvision classifier; torchvision's own download
-            without it.
+        encoder_weights: a state dict of the torchvision classifier, or a checkpoint directory to
+            take the encoder of; torchvision's own download without it.
         random_encoder: start from random weights, download nothing.
         device: a torch device string.
         precision: ``bfloat16`` computes the steps in it; weights and optimiser stay in float32.
@@ -118,7 +118,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cache", type=Path, default=Path("runs/cache"), help="where arrays go")
     parser.add_argument("--set", action="append", metavar="KEY=VALUE", help="change the recipe")
     parser.add_argument("--initial", type=Path, help="checkpoint directory to start from")
-    parser.add_argument("--encoder-weights", type=Path, help="safetensors file of the classifier")
+    parser.add_argument("--encoder-weights", type=Path, help="file, or checkpoint directory")
     parser.add_argument("--random-encoder", action="store_true", help="start from random weights")
     parser.add_argument("--device", default=available_device())
     parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="of the steps")

@@ -5,9 +5,9 @@ import math
 
 import pytest
 import torch
-from tiny import tiny_network
 
 from app.captioner.beam import SearchOptions, everybody, search
+from tiny import tiny_network
 
 PAD, BOS, EOS, UNK = range(4)
 V = 7  # four special ids and three words

@@ -4,10 +4,10 @@ import pickle
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import save_tiny_checkpoint, tiny_unpublished
 
 from app.captioner import checkpoint
 from app.captioner.errors import CheckpointError
+from tiny import save_tiny_checkpoint, tiny_unpublished
 
 
 @pytest.fixture

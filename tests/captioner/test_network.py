@@ -1,10 +1,10 @@
 import pytest
 import torch
 from pydantic import ValidationError
-from tiny import tiny_network
 from torchvision import models
 
 from app.captioner.network import ENCODERS, Architecture, Encoder, Network
+from tiny import tiny_network
 
 
 @pytest.mark.parametrize("features", ["grid", "vector"])

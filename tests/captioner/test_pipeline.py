@@ -3,12 +3,12 @@ import json
 import numpy as np
 import pytest
 import torch
-from fake import SteppingCaptioner
-from tiny import SIZE_PX, photo, save_tiny_checkpoint, tiny_unpublished
 
 from app.captioner.checkpoint import read_golden
 from app.captioner.errors import CheckpointError, UnsupportedImage
 from app.captioner.pipeline import Captioner
+from fake import SteppingCaptioner
+from tiny import SIZE_PX, photo, save_tiny_checkpoint, tiny_unpublished
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,5 @@
 import pytest
+
 from runs import RECIPE
 from tiny import data_directory
 

@@ -1,8 +1,8 @@
 """The doctor names everything that is wrong at once; errors give 1, notes give 0."""
 
 import pytest
-from tiny import data_directory, photo
 
+from tiny import data_directory, photo
 from trainer.__main__ import main
 
 

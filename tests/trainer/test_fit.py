@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from runs import arguments, fit, log, weights
 from safetensors.torch import load_file, save_file
-from tiny import data_directory, photo
 from torchvision import models
 
 from app.captioner import checkpoint
 from app.captioner.image import decode
 from app.captioner.image import fit as fit_image
 from app.captioner.pipeline import Captioner
+from runs import arguments, fit, log, weights
+from tiny import data_directory, photo
 from trainer.__main__ import main
 from trainer.stages import rate_share
 
@@ -107,6 +107,26 @@ def test_the_cache_is_described_and_used_again(place, capsys):
     for path in arrays:
         described = json.loads(path.with_suffix(".json").read_text())
         assert tuple(described["shape"]) == np.load(path, mmap_mode="r").shape
+
+
+def test_an_encoder_comes_from_a_checkpoint(place):
+    assert fit(place, "first", "stages.0.epochs=1") == 0
+    best = str(place / "first" / "best")
+    other = arguments(place, "other", 'network.decoder="merge"', "stages.0.epochs=1")
+    assert main([*other, "--encoder-weights", best]) == 0
+    ours = Captioner.load(place / "other" / "best").network.encoder.state_dict()
+    theirs = Captioner.load(place / "first" / "best").network.encoder.state_dict()
+    frozen = [name for name in ours if name.startswith("blocks.0.")]
+    assert frozen
+    assert all(torch.equal(ours[name], theirs[name]) for name in frozen)
+
+
+def test_a_checkpoint_of_another_encoder_is_refused(place, capsys):
+    assert fit(place, "first", "stages.0.epochs=1") == 0
+    best = str(place / "first" / "best")
+    other = arguments(place, "other", 'network.encoder="mobilenet_v3_large"')
+    assert main([*other, "--encoder-weights", best]) == 1
+    assert "this recipe asks for mobilenet_v3_large" in capsys.readouterr().err
 
 
 def test_encoder_weights_come_from_a_file(place):

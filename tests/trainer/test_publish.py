@@ -1,10 +1,10 @@
 import json
 
 import pytest
-from tiny import data_directory, tiny_unpublished
 
 from app.captioner import checkpoint
 from app.captioner.pipeline import Captioner
+from tiny import data_directory, tiny_unpublished
 from trainer.__main__ import main
 from trainer.publish import draw_golden_image
 

@@ -10,10 +10,10 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import data_directory, tiny_unpublished
 
 from app.captioner import checkpoint
 from app.captioner.pipeline import Caption, Word
+from tiny import data_directory, tiny_unpublished
 from trainer.__main__ import main
 from trainer.calibration import calibrate
 from trainer.cards import heat_map

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import RECIPE, arguments, fit, log, same_weights, weights
 
 from app.captioner import checkpoint
+from runs import RECIPE, arguments, fit, log, same_weights, weights
 from trainer.__main__ import main
 from trainer.averaging import MovingAverage
 from trainer.job import Job

@@ -5,10 +5,10 @@ import shlex
 from pathlib import Path
 
 import pytest
-from fake import serving
-from tiny import PLACES, SUBJECTS, photo
 
 from app.captioner.pipeline import Captioner
+from fake import serving
+from tiny import PLACES, SUBJECTS, photo
 from trainer.__main__ import main
 
 ROOT = Path(__file__).parents[2]
