@@ -81,13 +81,17 @@ def load_captioner(settings: Settings) -> "Captioner":
     """
     import torch  # noqa: PLC0415 - seconds of import, paid in the inference thread
 
+    from app.captioner.device import fastest_precision  # noqa: PLC0415
     from app.captioner.pipeline import Captioner  # noqa: PLC0415
 
     torch.set_num_threads(settings.torch_threads or usable_cores())
     device = settings.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    return Captioner.load(settings.checkpoint_directory(), device=device)
+    precision = settings.precision
+    if precision == "auto":
+        precision = fastest_precision(device)
+    return Captioner.load(settings.checkpoint_directory(), device=device, precision=precision)
 
 
 def usable_cores(quota: Path = _CPU_QUOTA) -> int:

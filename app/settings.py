@@ -38,6 +38,7 @@ class Settings(BaseSettings):
 
     checkpoint: Path = Path("model_store/flickr8k-mobilenetv2/2")
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -55,6 +56,7 @@ class Settings(BaseSettings):
     max_batch: Count = 8
     decode_threads: Count = 2
     torch_threads: Annotated[int, Field(ge=0)] = 0
+    result_cache_entries: Annotated[int, Field(ge=0)] = 0
 
     body_timeout_s: Seconds = 20.0
     deadline_s: Seconds = 30.0

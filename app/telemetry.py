@@ -42,6 +42,10 @@ class Telemetry:
             "caption_cancelled", "Images nobody waited for any more, by stage.",
             ["stage"], registry=registry,
         )  # fmt: skip
+        self.result_cache = Counter(
+            "caption_result_cache", "Uploads looked up in the result cache: hit, shared or miss.",
+            ["outcome"], registry=registry,
+        )  # fmt: skip
 
     def _time_the_journey(self) -> None:
         registry = self.registry
@@ -106,3 +110,7 @@ class Telemetry:
     def cancelled(self, stage: str) -> None:
         """Take note of a caller who left during ``decode``, ``queue`` or ``batch``."""
         self.cancellations.labels(stage).inc()
+
+    def looked_up(self, outcome: str) -> None:
+        """Take note of a lookup in the result cache: ``hit``, ``shared`` or ``miss``."""
+        self.result_cache.labels(outcome).inc()

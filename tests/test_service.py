@@ -1,16 +1,18 @@
 """The life of the service: loading, failing, draining, leaving nothing behind."""
 
 import asyncio
+import re
 import threading
 import time
 
 import pytest
 from structlog.testing import capture_logs
 
+from app.batching import DeadlineExceeded
 from app.captioner.errors import CheckpointError, DeviceFault, OutOfMemory
 from app.main import create_app, usable_cores
 from app.settings import Settings
-from fake import FakeCaptioner, SteppingCaptioner, serving
+from fake import FakeCaptioner, SteppingCaptioner, pass_time, serving
 from test_api import RAW, as_json, captions
 from tiny import photo
 
@@ -269,3 +271,171 @@ async def test_a_device_fault_ends_the_life_and_sends_callers_elsewhere():
     assert {probe.json()["reason"] for probe in probes} == {"device_fault"}
     assert late.status_code == 503
     assert len(captioner.batches) == 1  # nobody asks a device that is gone again
+
+
+# The result cache
+
+
+def stages(answer):
+    return re.findall(r"(\w+);dur=", answer.headers["server-timing"])
+
+
+def results(answer):
+    assert answer.status_code == 200, answer.text
+    return answer.json()["results"]
+
+
+def lookups(client):
+    """Give how many uploads were a hit, shared and a miss."""
+    registry = client.app.state.door.telemetry.registry
+    return [
+        int(registry.get_sample_value("caption_result_cache_total", {"outcome": outcome}) or 0)
+        for outcome in ("hit", "shared", "miss")
+    ]
+
+
+async def until(condition):
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 - images are decoded in threads
+            await asyncio.sleep(0.001)
+
+
+async def test_the_same_upload_is_captioned_once_when_results_are_kept():
+    captioner = FakeCaptioner()
+    async with serving(captioner, result_cache_entries=9) as client:
+        first = await client.post("/v1/captions", content=b"a dog", headers=RAW)
+        again = await client.post("/v1/captions", content=b"a dog", headers=RAW)
+        other = await client.post("/v1/captions", content=b"a cat", headers=RAW)
+        assert lookups(client) == [1, 0, 2]
+    assert captioner.batches == [[b"a dog"], [b"a cat"]]
+    assert results(first) == results(again)
+    assert captions(other) == ["a cat"]
+    assert stages(first) == ["decode", "queue", "encode", "search", "total"]
+    assert stages(again) == ["cache", "total"]
+
+
+async def test_no_result_is_kept_unless_asked_for():
+    captioner = FakeCaptioner()
+    async with serving(captioner) as client:
+        for _ in range(2):
+            answer = await client.post("/v1/captions", content=b"a dog", headers=RAW)
+            assert stages(answer) == ["decode", "queue", "encode", "search", "total"]
+        assert lookups(client) == [0, 0, 0]
+    assert captioner.batches == [[b"a dog"]] * 2
+
+
+async def test_the_same_upload_twice_at_once_goes_through_the_network_once():
+    captioner = FakeCaptioner()
+    async with serving(captioner, result_cache_entries=9) as client:
+        captioner.gate.clear()
+        callers = [
+            asyncio.create_task(client.post("/v1/captions", content=b"a dog", headers=RAW)),
+            asyncio.create_task(client.post("/v1/captions", json=as_json(b"a dog", b"a dog"))),
+        ]
+        await until(lambda: lookups(client) == [0, 2, 1])
+        captioner.gate.set()
+        alone, both = await asyncio.gather(*callers)
+    assert captioner.batches == [[b"a dog"]]
+    assert captions(alone) + captions(both) == ["a dog"] * 3
+    assert sorted(stages(alone) + stages(both)) == sorted(
+        ["decode", "queue", "encode", "search", "total", "cache", "total"]
+    )
+
+
+async def test_each_request_gets_its_own_options_from_the_same_result():
+    asked = [{"n_best": 2, "words": True}, {"attention": True}, {}, {"n_best": 3}]
+    answers = {}
+    for entries in (0, 9):
+        captioner = FakeCaptioner()
+        async with serving(captioner, result_cache_entries=entries) as client:
+            answers[entries] = [
+                results(await client.post("/v1/captions", json=as_json(b"a dog", **options)))
+                for options in asked
+            ]
+    assert len(captioner.batches) == 1
+    assert answers[9] == answers[0]
+
+
+async def test_a_large_upload_is_recognised_too():
+    captioner = FakeCaptioner()
+    async with serving(captioner, result_cache_entries=9) as client:
+        for last in (b"a", b"a", b"b"):
+            await client.post("/v1/captions", content=b" " * 2**18 + last, headers=RAW)
+        assert lookups(client) == [1, 0, 2]
+    assert len(captioner.batches) == 2
+
+
+async def test_a_failure_is_not_kept():
+    captioner = FakeCaptioner()
+    async with serving(captioner, result_cache_entries=9) as client:
+        for image, code in [(b"broken", "undecodable_image"), (b"poison", "internal_error")]:
+            for _ in range(2):
+                answer = await client.post("/v1/captions", content=image, headers=RAW)
+                assert answer.json()["code"] == code
+        assert lookups(client) == [0, 0, 4]
+
+
+async def test_the_kept_result_holds_no_more_than_itself():
+    captioner = SteppingCaptioner()
+    captioner.gate.release()
+    async with serving(captioner, result_cache_entries=9) as client:
+        service = client.app.state.door.service
+        candidates = await service.caption(photo(), deadline_s())
+        assert await service.caption(photo(), deadline_s()) == candidates
+    attention = [word.attention for caption in candidates for word in caption.words]
+    assert attention
+    assert all(each.base is None for each in attention)  # else the whole batch's is kept with it
+
+
+async def test_a_shared_search_ends_once_all_its_callers_have_left():
+    captioner = SteppingCaptioner()
+    async with serving(captioner, result_cache_entries=9) as client:
+        service = client.app.state.door.service
+        for leave, steps in [(1, 12), (2, 4)]:
+            captioner.rows.clear()
+            data = photo(leave)
+            callers = [asyncio.create_task(service.caption(data, deadline_s())) for _ in range(2)]
+            await asyncio.to_thread(captioner.entered.acquire, timeout=10)
+            for caller in callers[:leave]:
+                caller.cancel()
+            await asyncio.wait(callers[:leave])
+            captioner.gate.release()
+            await asyncio.wait(callers)
+            await service._in_inference_thread(lambda: None)  # the batch has come to its end
+            assert captioner.rows == [1] * steps
+        assert lookups(client) == [0, 2, 2]
+
+
+async def test_the_shortest_patience_does_not_end_what_others_wait_for():
+    captioner = FakeCaptioner()
+    async with serving(captioner, result_cache_entries=9) as client:
+        service = client.app.state.door.service
+        captioner.gate.clear()
+        captioner.entered.clear()
+        hasty = asyncio.create_task(service.caption(b"a dog", deadline_s()))
+        patient = asyncio.create_task(service.caption(b"a dog", deadline_s() + 100))
+        await asyncio.to_thread(captioner.entered.wait, 10)
+        pass_time(20)
+        await asyncio.wait({hasty})
+        captioner.gate.set()
+        assert (await patient)[0].text == "a dog"
+    assert isinstance(hasty.exception(), DeadlineExceeded)
+    assert captioner.batches == [[b"a dog"]]
+
+
+async def test_an_upload_that_nobody_waits_for_any_more_leaves_the_queue():
+    captioner = FakeCaptioner()
+    async with serving(captioner, result_cache_entries=9) as client:
+        service = client.app.state.door.service
+        captioner.gate.clear()
+        first = asyncio.create_task(service.caption(b"1", deadline_s() + 100))
+        await asyncio.to_thread(captioner.entered.wait)
+        late = asyncio.create_task(service.caption(b"2", deadline_s()))
+        await until(lambda: service.depth == 1)
+        pass_time(20)
+        await asyncio.wait({late})
+        await until(lambda: service.depth == 0)
+        captioner.gate.set()
+        assert (await first)[0].text == "1"
+    assert isinstance(late.exception(), DeadlineExceeded)
+    assert captioner.batches == [[b"1"]]

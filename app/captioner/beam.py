@@ -1,6 +1,6 @@
 """Beam search over ``step`` and ``reorder``: the whole batch at once, no loop over images or beams.
 
-B images of the batch, K beams, T steps, V words, R regions
+B images of the batch, K beams, T steps, V words, N words that may follow a beam, R regions
 """
 
 from collections.abc import Callable, Iterable
@@ -95,6 +95,13 @@ class _Beam(NamedTuple):
     finished_BK: Tensor
 
 
+class _Following(NamedTuple):
+    """The N most likely words after each beam, and their log-probabilities."""
+
+    words_BKN: Tensor
+    log_probs_BKN: Tensor
+
+
 class _Trace(NamedTuple):
     """What one step leaves behind, read backwards once the search is over."""
 
@@ -141,10 +148,12 @@ def search(
     traces: list[_Trace] = []
     for step in range(options.max_words + 1):
         logits_BKV, state, attention_BKR = decoder.step(beam.words_BK, state)
-        log_probs_BKV = _word_log_probs(logits_BKV, forbidden, eos, step, options)
-        beam, trace = _advance(beam, log_probs_BKV, attention_BKR, eos, options.length_penalty)
-        state = decoder.reorder(state, trace.parents_BK)
+        following = _following(logits_BKV, forbidden, eos, step, options)
+        beam, trace = _advance(beam, following, attention_BKR, eos, options.length_penalty)
         traces.append(trace)
+        if _ended(beam):
+            break
+        state = decoder.reorder(state, trace.parents_BK)
         if step % STEPS_BETWEEN_CHECKS < STEPS_BETWEEN_CHECKS - 1:
             continue
         staying = _staying(beam, wanted)
@@ -172,39 +181,43 @@ def _first_beam(features_BRD: Tensor, width: int, bos: int) -> _Beam:
     )
 
 
-def _word_log_probs(
+def _following(
     logits_BKV: Tensor, forbidden: Tensor, eos: int, step: int, options: SearchOptions
-) -> Tensor:
-    """Log-softmax over what may be said at this step."""
+) -> _Following:
+    """Give the most likely continuations of every beam, the end mark alone at the last step.
+
+    The K best continuations of an image are among the K best of each of its beams, so the other
+    words are only counted, in the softmax's denominator.
+    """
     logits_BKV = logits_BKV.float().index_fill(-1, forbidden, -torch.inf)
     if step < options.min_words:
         logits_BKV[..., eos] = -torch.inf
-    log_probs_BKV = logits_BKV.log_softmax(-1)
+    whole_BK1 = logits_BKV.logsumexp(-1, keepdim=True)
     if step == options.max_words:
-        log_probs_BKV = _only_end(log_probs_BKV, eos)
-    return log_probs_BKV
+        return _only_end(logits_BKV[..., eos : eos + 1] - whole_BK1, eos)
+    best = logits_BKV.topk(min(options.beam_width, logits_BKV.shape[-1]))
+    return _Following(best.indices, best.values - whole_BK1)
 
 
-def _only_end(log_probs_BKV: Tensor, eos: int) -> Tensor:
+def _only_end(log_probs_BK1: Tensor, eos: int) -> _Following:
     """Leave the end mark alone, even where the network calls it impossible."""
-    least = torch.finfo(log_probs_BKV.dtype).min / 2
-    ended_BKV = torch.full_like(log_probs_BKV, -torch.inf)
-    ended_BKV[..., eos] = log_probs_BKV[..., eos].clamp(min=least)
-    return ended_BKV
+    least = torch.finfo(log_probs_BK1.dtype).min / 2
+    words_BK1 = torch.full_like(log_probs_BK1, eos, dtype=torch.long)
+    return _Following(words_BK1, log_probs_BK1.clamp(min=least))
 
 
 def _advance(
-    beam: _Beam, log_probs_BKV: Tensor, attention_BKR: Tensor | None, eos: int, alpha: float
+    beam: _Beam, following: _Following, attention_BKR: Tensor | None, eos: int, alpha: float
 ) -> tuple[_Beam, _Trace]:
     """Choose the K best continuations of all beams of an image."""
-    words = log_probs_BKV.shape[-1]
     steps_BK = beam.steps_BK + ~beam.finished_BK
-    log_probs_BKV = _hold_finished(log_probs_BKV, beam.finished_BK, eos)
-    totals_BKV = beam.log_probs_BK.unsqueeze(-1) + log_probs_BKV
-    scores_BKV = _score(totals_BKV, steps_BK.unsqueeze(-1), alpha)
-    chosen_BK = scores_BKV.flatten(1).topk(beam.words_BK.shape[1]).indices
-    parents_BK, words_BK = chosen_BK // words, chosen_BK % words
-    totals_BK = totals_BKV.flatten(1).gather(1, chosen_BK)
+    words_BKN, log_probs_BKN = _hold_finished(following, beam.finished_BK, eos)
+    totals_BKN = beam.log_probs_BK.unsqueeze(-1) + log_probs_BKN
+    scores_BKN = _score(totals_BKN, steps_BK.unsqueeze(-1), alpha)
+    chosen_BK = scores_BKN.flatten(1).topk(beam.words_BK.shape[1]).indices
+    parents_BK = chosen_BK // words_BKN.shape[-1]
+    words_BK = words_BKN.flatten(1).gather(1, chosen_BK)
+    totals_BK = totals_BKN.flatten(1).gather(1, chosen_BK)
     grown = _Beam(
         beam.images_B,
         words_BK,
@@ -212,19 +225,28 @@ def _advance(
         steps_BK.gather(1, parents_BK),
         (words_BK == eos) | totals_BK.isneginf(),  # an empty slot never grows
     )
-    word_log_probs_BK = log_probs_BKV.flatten(1).gather(1, chosen_BK)
+    word_log_probs_BK = log_probs_BKN.flatten(1).gather(1, chosen_BK)
     return grown, _Trace(beam.images_B, parents_BK, words_BK, word_log_probs_BK, attention_BKR)
 
 
-def _hold_finished(log_probs_BKV: Tensor, finished_BK: Tensor, eos: int) -> Tensor:
+def _hold_finished(following: _Following, finished_BK: Tensor, eos: int) -> _Following:
     """A finished beam has one continuation: the end mark again, at no cost."""
-    held_V = torch.full_like(log_probs_BKV[0, 0], -torch.inf)
-    held_V[eos] = 0.0
-    return torch.where(finished_BK.unsqueeze(-1), held_V, log_probs_BKV)
+    finished_BK1 = finished_BK.unsqueeze(-1)
+    free_N = torch.full_like(following.log_probs_BKN[0, 0], -torch.inf)
+    free_N[0] = 0.0
+    return _Following(
+        following.words_BKN.masked_fill(finished_BK1, eos),
+        torch.where(finished_BK1, free_N, following.log_probs_BKN),
+    )
 
 
 def _score(log_probs: Tensor, steps: Tensor, alpha: float) -> Tensor:
     return log_probs / steps.clamp(min=1).float().pow(alpha)
+
+
+def _ended(beam: _Beam) -> bool:
+    """Say whether every beam is finished; on a device of its own that would be a wait."""
+    return beam.finished_BK.device.type == "cpu" and bool(beam.finished_BK.all())
 
 
 def _staying(beam: _Beam, wanted: Wanted) -> list[int]:

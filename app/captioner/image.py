@@ -56,7 +56,8 @@ def decode(data: bytes, *, at_least_px: int, max_pixels: int) -> Tensor:
         max_pixels: width times height that the header may declare.
 
     Returns:
-        uint8 RGB of shape (3, H, W), values 0..255, contiguous.
+        uint8 RGB of shape (3, H, W), values 0..255. In memory the channels are last, as decoders
+        leave them: putting them first costs more than the resizing that follows.
 
     Raises:
         UnsupportedImage: the bytes are of another format.
@@ -83,8 +84,12 @@ def fit(image_CHW: Tensor, *, size_px: int, how: Fit) -> Tensor:
             everything and fills up with grey.
 
     Returns:
-        uint8 (3, S, S), resized with antialiasing.
+        uint8 (3, S, S), resized with antialiasing, contiguous.
     """
+    return _fitted(image_CHW, size_px, how).contiguous()
+
+
+def _fitted(image_CHW: Tensor, size_px: int, how: Fit) -> Tensor:
     if how == "crop":
         # Cropping first gives the same pixels, and a 1 x 5000 image never becomes 224 x 1 120 000.
         return _resize(F.center_crop(image_CHW, [min(image_CHW.shape[1:])] * 2), size_px, size_px)
@@ -238,7 +243,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 def _tensor(image: Image.Image) -> Tensor:
     pixels_CHW: Tensor = F.pil_to_tensor(image)
-    return pixels_CHW.contiguous()
+    return pixels_CHW
 
 
 def _pad(image_CHW: Tensor, size_px: int) -> Tensor:

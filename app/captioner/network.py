@@ -178,6 +178,8 @@ class Decoder(nn.Module):
         self.input_gates = nn.Linear(architecture.embedding_width, gates_width)
         self.recurrent_gates = nn.Linear(self.hidden_width, gates_width, bias=False)
         self.dropout = nn.Dropout(architecture.dropout)
+        # in a network prepared for inference: what `_word_gates` would compute, for every word
+        self.word_gates_VG: Tensor | None = None
         nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
         with torch.no_grad():
             self.input_gates.bias[self.hidden_width : 2 * self.hidden_width].fill_(1.0)
@@ -245,6 +247,8 @@ class Decoder(nn.Module):
         raise NotImplementedError
 
     def _word_gates(self, words_BN: Tensor, image: tuple[Tensor, ...]) -> Tensor:  # noqa: ARG002
+        if self.word_gates_VG is not None:
+            return F.embedding(words_BN, self.word_gates_VG)
         gates_BNG: Tensor = self.input_gates(self.dropout(self.embedding(words_BN)))
         return gates_BNG
 
@@ -264,9 +268,11 @@ class Decoder(nn.Module):
         """
         hidden, cell = rows
         gates_BKG = gates_BKG + self.recurrent_gates(hidden)
-        enter, forget, leave, candidate, *extra = gates_BKG.chunk(self.gates, dim=-1)
-        cell = torch.sigmoid(forget) * cell + torch.sigmoid(enter) * torch.tanh(candidate)
-        hidden = torch.sigmoid(leave) * torch.tanh(cell)
+        widths = [3 * self.hidden_width, *[self.hidden_width] * (self.gates - 3)]
+        opening, candidate, *extra = torch.split(gates_BKG, widths, dim=-1)
+        enter, forget, leave = torch.sigmoid(opening).chunk(3, dim=-1)
+        cell = forget * cell + enter * torch.tanh(candidate)
+        hidden = leave * torch.tanh(cell)
         return hidden, cell, tuple(extra)
 
 
@@ -388,7 +394,7 @@ class Network(nn.Module):
         super().__init__()
         self.architecture = architecture
         self.encoder = Encoder(architecture, classifier)
-        self.decoder = DECODERS[architecture.decoder](architecture, self.encoder.width)
+        self.decoder: Decoder = DECODERS[architecture.decoder](architecture, self.encoder.width)
 
     def forward(self, images_BCHW: Tensor, words_BKT: Tensor) -> Tensor:
         """Return ``logits_BKTV``: uint8 images and K captions each, teacher forced."""

@@ -16,9 +16,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from app.captioner import beam, checkpoint, device, image
+from app.captioner import beam, checkpoint, device, fused, image
 from app.captioner.checkpoint import Checkpoint
+from app.captioner.device import Precision
 from app.captioner.errors import CheckpointError
+from app.captioner.network import Network
 from app.captioner.vocabulary import BOS, EOS, PAD, UNK
 
 GOLDEN_MAX_PIXELS = 4_000_000
@@ -83,26 +85,35 @@ class Captioner:
         loaded: what `checkpoint.load` gave, or a network still in training.
         device: a torch device string.
         directory: where the golden caption lies, if anywhere.
+        precision: of the large products on a CPU, see `fused.fused`; a GPU computes in float32.
     """
 
     def __init__(
-        self, loaded: Checkpoint, *, device: str = "cpu", directory: Path | None = None
+        self,
+        loaded: Checkpoint,
+        *,
+        device: str = "cpu",
+        directory: Path | None = None,
+        precision: Precision = "float32",
     ) -> None:
         self.device = torch.device(device)
-        self.network = loaded.network.to(self.device).eval()
+        self.network = _prepared(loaded.network.to(self.device).eval(), precision)
         self.vocabulary = loaded.vocabulary
         self.manifest = loaded.manifest
         self._directory = directory
         self._geometry = loaded.manifest.image
 
     @classmethod
-    def load(cls, directory: Path, *, device: str = "cpu") -> Self:
+    def load(
+        cls, directory: Path, *, device: str = "cpu", precision: Precision = "float32"
+    ) -> Self:
         """Load and verify a directory of the model store.
 
         Raises:
             CheckpointError: the directory cannot be trusted.
         """
-        return cls(checkpoint.load(directory), device=device, directory=directory)
+        loaded = checkpoint.load(directory)
+        return cls(loaded, device=device, directory=directory, precision=precision)
 
     def read(self, data: bytes, *, max_pixels: int) -> Tensor:
         """Turn the bytes of a JPEG, PNG or WebP file into the network's square.
@@ -232,6 +243,12 @@ class Captioner:
         *_, sentinel = attention_R = found.attention_BKTR[b, k, t]
         side = math.isqrt(len(attention_R) - 1)
         return Word(text, log_prob, attention_R[:-1].reshape(side, side), float(sentinel))
+
+
+def _prepared(network: Network, precision: Precision) -> Network:
+    if network.encoder.mean.device.type != "cpu" or not fused.available():
+        return network
+    return fused.fused(network, getattr(torch, precision))
 
 
 def _to_host(beams: beam.Beams) -> _Found:

@@ -1,0 +1,214 @@
+"""The network prepared for a CPU: the same arithmetic with fewer walks over memory.
+
+Batch norm is folded into the convolution before it, an activation is applied while the result of
+its convolution is still in the cache, weights lie in memory as oneDNN reads them, and what the LSTM
+takes of a word is looked up in a table instead of computed. oneDNN computes a row of a product the
+same way however many rows there are, so a caption is the same bit by bit alone and in company.
+
+This is what torch's compiler makes of a network by freezing it, without the half minute that takes.
+
+B images, C channels, H/W pixels, G gates of an LSTM, V words, N any leading axes, I/O widths
+"""
+
+import copy
+from operator import attrgetter
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from app.captioner.network import Decoder, Encoder, Network
+
+_OPERATORS = (
+    "_convolution_pointwise",
+    "_reorder_convolution_weight",
+    "_linear_pointwise",
+    "_reorder_linear_weight",
+)
+EXACT_CONVOLUTIONS = 3
+"""The first ones see pixels, have few weights, and what they round grows on the way: in bfloat16
+too they would double the error of MobileNetV2's features and save a twentieth of its time."""
+_SEVERAL = 2
+"""oneDNN wants one layout of a weight for a single image and another for two or more."""
+
+
+class _Activation(NamedTuple):
+    """An activation as oneDNN's operators are told about it."""
+
+    name: str
+    numbers: tuple[float, ...] = ()
+    algorithm: str = ""
+
+
+_NO_ACTIVATION = _Activation("none")
+_ACTIVATIONS: dict[type[nn.Module], _Activation] = {
+    nn.ReLU: _Activation("relu"),
+    nn.ReLU6: _Activation("hardtanh", (0.0, 6.0)),
+    nn.Hardswish: _Activation("hardswish"),
+    nn.SiLU: _Activation("swish"),
+}
+
+
+def available() -> bool:
+    """Say whether this build of torch has what it takes."""
+    return torch.backends.mkldnn.is_available() and all(  # type: ignore[no-untyped-call]
+        hasattr(torch.ops.mkldnn, name) for name in _OPERATORS
+    )
+
+
+@torch.no_grad()
+def fused(network: Network, dtype: torch.dtype) -> Network:
+    """Prepare a network for inference on a CPU.
+
+    Args:
+        network: on the CPU; it stays as it is.
+        dtype: float32, or bfloat16 for convolutions and the products of the LSTM and attention.
+            Images, features, word scores and all sums stay in float32.
+
+    Returns:
+        A network of the same interface that cannot be trained or saved.
+    """
+    prepared = copy.copy(network)
+    prepared._modules = dict(network._modules)  # noqa: SLF001 - a shallow copy shares this dict
+    prepared.encoder = _fused_encoder(network.encoder, dtype)
+    prepared.decoder = _fused_decoder(network.decoder, dtype)
+    return prepared.requires_grad_(requires_grad=False).eval()
+
+
+# --- encoder ------------------------------------------------------------------------------------
+
+
+def _fused_encoder(encoder: Encoder, dtype: torch.dtype) -> Encoder:
+    prepared = copy.deepcopy(encoder).eval()
+    blocks = _fused_convolutions(nn.Sequential(prepared.blocks, prepared.head))
+    _lower(blocks, dtype)
+    prepared.blocks, prepared.head = nn.Sequential(blocks), nn.Sequential(_Cast(torch.float32))
+    return prepared
+
+
+def _fused_convolutions(blocks: nn.Module) -> fx.GraphModule:
+    """Let every convolution swallow the batch norm and the activation that follow it alone."""
+    traced = fx.symbolic_trace(blocks)
+    for node in traced.graph.nodes:
+        convolution = _module(traced, node)
+        if type(convolution) is nn.Conv2d:
+            norm = _swallow(traced, node, nn.BatchNorm2d)
+            if norm is not None:
+                convolution = fuse_conv_bn_eval(convolution, norm)
+            activation = _swallow(traced, node, *_ACTIVATIONS)
+            traced.set_submodule(str(node.target), _Convolution(convolution, activation))
+    traced.delete_all_unused_submodules()
+    traced.recompile()
+    return traced
+
+
+def _lower(traced: fx.GraphModule, dtype: torch.dtype) -> None:
+    """Compute in ``dtype`` from the first convolution on that is not among the exact ones."""
+    nodes = list(traced.graph.nodes)
+    exact = [n for n in nodes if type(_module(traced, n)) is _Convolution][:EXACT_CONVOLUTIONS]
+    switch = nodes.index(exact[-1]) + 1
+    early, late = nodes[:switch], nodes[switch:]
+    for node in late:
+        if (module := _module(traced, node)) is not None:
+            module.to(dtype)
+        elif node.op == "get_attr":
+            parameter = attrgetter(str(node.target))(traced)
+            parameter.data = parameter.data.to(dtype)
+    for node in early:
+        later_users = [user for user in node.users if user in set(late)]
+        if later_users:
+            with traced.graph.inserting_before(late[0]):
+                lowered = traced.graph.call_method("to", (node, dtype))
+            for user in later_users:
+                user.replace_input_with(node, lowered)
+    traced.graph.lint()
+    traced.recompile()
+
+
+def _module(traced: fx.GraphModule, node: fx.Node) -> Any:
+    return traced.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+
+def _swallow(traced: fx.GraphModule, node: fx.Node, *kinds: type[nn.Module]) -> Any:
+    """Take the only user of a node out of the graph if it is of these kinds, and give it."""
+    if len(node.users) != 1:
+        return None
+    (user,) = node.users
+    found = _module(traced, user)
+    if type(found) not in kinds:
+        return None
+    user.replace_all_uses_with(node)
+    traced.graph.erase_node(user)
+    return found
+
+
+class _Cast(nn.Module):
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self._dtype = dtype
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return maps.to(self._dtype)
+
+
+class _Convolution(nn.Module):
+    """A convolution and its activation in one go."""
+
+    def __init__(self, convolution: nn.Conv2d, activation: nn.Module | None) -> None:
+        super().__init__()
+        self._geometry = (
+            list(convolution.padding),
+            list(convolution.stride),
+            list(convolution.dilation),
+            convolution.groups,
+        )
+        known = _NO_ACTIVATION if activation is None else _ACTIVATIONS[type(activation)]
+        self._activation = (known.name, list(known.numbers), known.algorithm)
+        self.weight, self.bias = convolution.weight, convolution.bias
+        self._packed: dict[tuple[int, ...], Tensor] = {}
+
+    def forward(self, maps_BCHW: Tensor) -> Tensor:
+        weight = self._weight_for((min(len(maps_BCHW), _SEVERAL), *maps_BCHW.shape[1:]))
+        result: Tensor = torch.ops.mkldnn._convolution_pointwise(  # noqa: SLF001 - no public name
+            maps_BCHW, weight, self.bias, *self._geometry, *self._activation
+        )
+        return result
+
+    def _weight_for(self, shape: tuple[int, ...]) -> Tensor:
+        if shape not in self._packed:
+            self._packed[shape] = torch.ops.mkldnn._reorder_convolution_weight(  # noqa: SLF001
+                self.weight, *self._geometry, list(shape)
+            )
+        return self._packed[shape]
+
+
+# --- decoder ------------------------------------------------------------------------------------
+
+
+def _fused_decoder(decoder: Decoder, dtype: torch.dtype) -> Decoder:
+    prepared = copy.deepcopy(decoder).eval()
+    prepared.word_gates_VG = prepared.input_gates(prepared.embedding.weight)
+    for name, layer in list(prepared.named_children()):
+        if isinstance(layer, nn.Linear):
+            exact = name == "words"  # word scores are compared: their rounding would choose words
+            prepared.set_submodule(name, _Linear(layer, torch.float32 if exact else dtype))
+    return prepared
+
+
+class _Linear(nn.Module):
+    """A linear layer whose weight lies as oneDNN reads it; float32 in and out."""
+
+    def __init__(self, layer: nn.Linear, dtype: torch.dtype) -> None:
+        super().__init__()
+        self._dtype = dtype
+        self._bias = None if layer.bias is None else layer.bias.to(dtype)
+        self._weight: Tensor = torch.ops.mkldnn._reorder_linear_weight(  # noqa: SLF001
+            layer.weight.to(dtype).contiguous()
+        )
+
+    def forward(self, rows_NI: Tensor) -> Tensor:
+        rows_NO: Tensor = torch.ops.mkldnn._linear_pointwise(  # noqa: SLF001
+            rows_NI.to(self._dtype), self._weight, self._bias, *_NO_ACTIVATION[:1], [], ""
+        )
+        return rows_NO.float()

@@ -1,0 +1,109 @@
+"""A network prepared for a CPU says what it said before, alone and in company."""
+
+import copy
+
+import pytest
+import torch
+
+from app.captioner import fused
+from app.captioner.network import ENCODERS, Architecture, Network
+from app.captioner.pipeline import Captioner
+from tiny import photo, tiny_network, tiny_unpublished
+
+SIDE_PX = {"vgg16": 224}  # its classifier takes no other side
+pytestmark = pytest.mark.skipif(not fused.available(), reason="torch without oneDNN")
+
+
+def images(count=3, side_px=64):
+    generator = torch.Generator().manual_seed(1)
+    size = (count, 3, side_px, side_px)
+    return torch.randint(0, 256, size, dtype=torch.uint8, generator=generator)
+
+
+def with_lively_norms(network: Network) -> Network:
+    """Give batch norms statistics and weights that a wrong folding would show."""
+    generator = torch.Generator().manual_seed(2)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            for tensor in (module.running_var, module.weight.data):
+                tensor.uniform_(0.5, 1.5, generator=generator)
+            for tensor in (module.running_mean, module.bias.data):
+                tensor.uniform_(-0.2, 0.2, generator=generator)
+    return network
+
+
+@torch.inference_mode()
+def difference(network, prepared, images_BCHW):
+    """Give the difference of the features, relative to their size."""
+    expected = network.encoder(images_BCHW)
+    return ((prepared.encoder(images_BCHW) - expected).norm() / expected.norm()).item()
+
+
+@pytest.mark.parametrize("features", ["grid", "vector"])
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_every_encoder_gives_the_same_features(encoder, features):
+    architecture = Architecture(
+        encoder=encoder, features=features, decoder="merge", words=8, hidden_width=8
+    )
+    torch.manual_seed(0)
+    network = with_lively_norms(Network(architecture)).eval()
+    side_px = SIDE_PX.get(encoder, 64)
+    exact = fused.fused(network, torch.float32)
+    assert difference(network, exact, images(2, side_px)) < 1e-4
+    rounded = fused.fused(network, torch.bfloat16)
+    assert 1e-5 < difference(network, rounded, images(2, side_px)) < 0.1
+
+
+@pytest.mark.parametrize("decoder", ["merge", "inject", "attention"])
+@torch.inference_mode()
+def test_every_decoder_gives_the_same_words_and_attention(decoder):
+    network = tiny_network(decoder)
+    prepared = fused.fused(network, torch.float32).decoder
+    features_BRD = network.encoder(images())
+    words_BK = torch.tensor([[4, 5], [6, 7], [8, 9]])
+    found = []
+    for each in (network.decoder, prepared):
+        state = each.start(features_BRD, 2)
+        _, state, _ = each.step(torch.ones_like(words_BK), state)
+        found.append(each.step(words_BK, each.reorder(state, torch.tensor([[1, 0]] * 3))))
+    (expected, _, expected_attention), (logits, _, attention) = found
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+    if decoder == "attention":
+        torch.testing.assert_close(attention, expected_attention, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_caption_is_the_same_bit_by_bit_alone_and_in_company(precision):
+    captioner = Captioner(tiny_unpublished(), precision=precision)
+    squares = [captioner.read(photo(seed), max_pixels=10_000) for seed in range(5)]
+    together = captioner.caption(squares)
+    for square, candidates in zip(squares, together, strict=True):
+        (alone,) = captioner.caption([square])
+        assert [each.text for each in alone] == [each.text for each in candidates]
+        assert [each.log_prob for each in alone] == [each.log_prob for each in candidates]
+
+
+def test_the_network_it_was_made_from_stays_as_it_was():
+    network = tiny_network()
+    before = copy.deepcopy(network.state_dict())
+    fused.fused(network, torch.bfloat16)
+    after = network.state_dict()
+    assert list(before) == list(after)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert all(parameter.requires_grad for parameter in network.parameters())
+
+
+def test_batch_norms_and_activations_are_gone():
+    network = tiny_network()
+    kinds = {type(module).__name__ for module in fused.fused(network, torch.float32).modules()}
+    assert not kinds & {"BatchNorm2d", "ReLU6"}
+    assert "BatchNorm2d" in {type(module).__name__ for module in network.modules()}
+
+
+def test_without_onednn_the_network_is_taken_as_it_is(monkeypatch):
+    monkeypatch.setattr(fused, "available", lambda: False)
+    loaded = tiny_unpublished()
+    captioner = Captioner(loaded, precision="bfloat16")
+    assert captioner.network is loaded.network
+    square = captioner.read(photo(), max_pixels=10_000)
+    assert captioner.caption([square])[0][0].text
