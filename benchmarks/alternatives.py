@@ -18,8 +18,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-PROJECT_ROOT = Path(__file__).resolve().parents[1]
-SHIPPED = PROJECT_ROOT / "model_store" / "flickr8k-mobilenetv2" / "1"
+import result
+from shipped import PROJECT_ROOT, SHIPPED
+
 BEAMS = 3
 NAMES = ("captioner", "blip-base")
 
@@ -117,19 +118,23 @@ def main() -> None:
         print(json.dumps(children[args.child](args)))
         return
     seen, reason = _compared(args)
-    print(f"milliseconds per caption, medians; {args.threads} threads, beam {BEAMS}")
-    batches = "".join(f"{f'batch {batch}':>11}" for batch in args.batches)
-    print(f"{'':<11}{'parameters':>12}{'words':>7}{'MiB':>7}{batches}{'times ours':>12}")
     rows = {name: _middle(each) for name, each in seen.items() if each}
+    for row in rows.values():
+        row["times_ours"] = _times(row, rows["captioner"])
+    line = {"benchmark": "alternatives", "threads": args.threads, "rounds": args.rounds}
+    line |= {"rows": rows, "unavailable": reason}
+    result.report(_table(args, rows, reason), line, args.output)
+
+
+def _table(args: argparse.Namespace, rows: dict[str, dict[str, Any]], reason: str) -> list[str]:
+    table = [f"milliseconds per caption, medians; {args.threads} threads, beam {BEAMS}"]
+    batches = "".join(f"{f'batch {batch}':>11}" for batch in args.batches)
+    table.append(f"{'':<11}{'parameters':>12}{'words':>7}{'MiB':>7}{batches}{'times ours':>12}")
     for name, row in rows.items():
         cells = "".join(f"{row['ms'][str(batch)]:11.0f}" for batch in args.batches)
-        row["times_ours"] = _times(row, rows["captioner"])
         size = f"{row['parameters'] / 1e6:11.1f}M{row['words']:7}{row['peak_mb']:7.0f}"
-        print(f"{name:<11}{size}{cells}{row['times_ours']:12.1f}")
-    if reason:
-        print(f"blip-base: {reason}")
-    line = {"benchmark": "alternatives", "threads": args.threads, "rounds": args.rounds}
-    print(json.dumps({**line, "rows": rows, "unavailable": reason}))
+        table.append(f"{name:<11}{size}{cells}{row['times_ours']:12.1f}")
+    return [*table, f"blip-base: {reason}"] if reason else table
 
 
 def _compared(args: argparse.Namespace) -> tuple[dict[str, list[dict[str, Any]]], str]:
@@ -170,6 +175,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of torch")
     parser.add_argument("--words", type=int, default=10, help=argparse.SUPPRESS)
     parser.add_argument("--child", choices=NAMES, help=argparse.SUPPRESS)
+    result.add_output(parser)
     args = parser.parse_args()
     if not args.child and not args.cache:
         parser.error("--cache says where transformers is installed")

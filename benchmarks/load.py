@@ -11,6 +11,7 @@ import json
 import math
 import random
 import shutil
+import socket
 import statistics
 import subprocess
 import tempfile
@@ -99,6 +100,13 @@ def post(photo: bytes, path: str, form: Literal["raw", "multipart"]) -> Post:
     )
     body = head.encode() + photo + f"\r\n--{_BOUNDARY}--\r\n".encode()
     return Post(path, f"multipart/form-data; boundary={_BOUNDARY}", body)
+
+
+def free_port() -> int:
+    """Give a port on loopback that nobody listens on."""
+    with socket.create_server((HOST, 0)) as free:
+        port: int = free.getsockname()[1]
+    return port
 
 
 # --- one request --------------------------------------------------------------------------------
@@ -242,8 +250,8 @@ def _with_wrk(
         load = [f"-t1 -c{concurrency} -d{math.ceil(seconds)}s --timeout {TIMEOUT_S:.0f}s"]
         url = f"http://{HOST}:{port}{posts[0].path}"
         command = [wrk, *load[0].split(), "-s", script, url, "--", *files]
-        ran = subprocess.run(command, capture_output=True, text=True, check=True)
-    return read_wrk(ran.stdout)
+        ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    return read_wrk(ran.stdout + ran.stderr)
 
 
 def read_wrk(printed: str) -> Outcome:

@@ -8,13 +8,12 @@ Run: .venv/bin/python benchmarks/overload.py --cache /tmp/peers [--peers litserv
 """
 
 import argparse
-import json
 from collections.abc import Iterator, Sequence
 
 import load
+import result
 from servers import (
     ENGINES,
-    FIRST_PORT,
     TROUBLE,
     Conditions,
     Contender,
@@ -114,25 +113,27 @@ def main() -> None:
     stop_servers_when_ended()
     photos = load.photos(args.photos, args.size)
     conditions = Conditions(
-        args.checkpoint, args.threads, args.deadline_s, args.start_s, args.cache
+        args.checkpoint, args.threads, args.deadline_s, args.start_s, args.cache, args.precision
     )
     contenders = contenders_of(args.peers, [args.engine])
     versions, reasons = installed(contenders, conditions)
     rows: dict[tuple[Contender, float], tuple[float, Row]] = {}
-    for number, contender in enumerate(contenders):
+    for contender in contenders:
         if contender in reasons:
             continue
         tell(f"{contender.name}, {contender.engine}")
         try:
-            with serving(contender, FIRST_PORT + number, conditions) as server:
+            with serving(contender, conditions) as server:
                 for part, capacity_per_s, row in overloaded(server, photos, args):
                     rows[contender, part] = capacity_per_s, row
         except TROUBLE as reason:
             reasons[contender] = str(reason) or type(reason).__name__
-    _print_table(args, rows, reasons)
     line = {
         "benchmark": "overload",
-        **{name: getattr(args, name) for name in ("threads", "size", "seconds", "seed", "even")},
+        **{
+            name: getattr(args, name)
+            for name in ("threads", "precision", "size", "seconds", "seed", "even")
+        },
         "deadline_s": args.deadline_s,
         "versions": versions,
         "rows": [
@@ -141,24 +142,27 @@ def main() -> None:
         ],
         "unavailable": [{**contender._asdict(), "reason": r} for contender, r in reasons.items()],
     }
-    print(json.dumps(load.without_nan(line)))
+    result.report(_table(args, rows, reasons), load.without_nan(line), args.output)
 
 
-def _print_table(
+def _table(
     args: argparse.Namespace,
     rows: dict[tuple[Contender, float], tuple[float, Row]],
     reasons: dict[Contender, str],
-) -> None:
+) -> list[str]:
     kind = "even" if args.even else f"Poisson, seed {args.seed}"
-    print(f"arrivals for {args.seconds:g} s, {kind}; good: a caption within {args.deadline_s:g} s")
     names = "".join(load.heading(title, form) for title, form in COLUMNS.values())
-    print(f"{'server':<16}{'engine':<10}{'capacity/s':>11}{'load':>6}{names}")
+    table = [
+        f"arrivals for {args.seconds:g} s, {kind}; good: a caption within {args.deadline_s:g} s",
+        f"{'server':<16}{'engine':<10}{'capacity/s':>11}{'load':>6}{names}",
+    ]
     for (contender, part), (capacity_per_s, row) in rows.items():
         cells = "".join(f"{row[column]:{form}}" for column, (_, form) in COLUMNS.items())
         head = f"{contender.name:<16}{contender.engine:<10}{capacity_per_s:11.2f}{part:6.1f}"
-        print(f"{head}{cells}")
+        table.append(f"{head}{cells}")
     for contender, reason in reasons.items():
-        print(f"{contender.name:<16}{contender.engine:<10} {reason}")
+        table.append(f"{contender.name:<16}{contender.engine:<10} {reason}")
+    return table
 
 
 def _arguments() -> argparse.Namespace:

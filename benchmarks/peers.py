@@ -8,7 +8,6 @@ Run: .venv/bin/python benchmarks/peers.py --cache /tmp/peers [--peers litserve m
 """
 
 import argparse
-import json
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,12 +15,13 @@ from pathlib import Path
 import torch
 
 import load
+import result
+from app.captioner.device import Precision
 from app.captioner.pipeline import Captioner
 from limit import measure
 from plain import PlainCaptioner
 from servers import (
     ENGINES,
-    FIRST_PORT,
     MAX_BATCH,
     OURS,
     TROUBLE,
@@ -41,13 +41,14 @@ Row = dict[str, float]
 Key = tuple[str, str, int, int]  # server, engine, long side in px, concurrency
 
 
-def expected_captions(checkpoint: Path, photos: Sequence[bytes]) -> list[str]:
+def expected_captions(checkpoint: Path, photos: Sequence[bytes], precision: Precision) -> list[str]:
     """Caption photos with both engines.
 
     Raises:
         SystemExit: they do not say the same, so nothing can be compared.
     """
-    ours, plain = Captioner.load(checkpoint), PlainCaptioner.load(checkpoint)
+    ours = Captioner.load(checkpoint, precision=precision)
+    plain = PlainCaptioner.load(checkpoint)
     said = []
     for photo in photos:
         best = ours.caption([ours.read(photo, max_pixels=100_000_000)])[0][0].text
@@ -58,13 +59,13 @@ def expected_captions(checkpoint: Path, photos: Sequence[bytes]) -> list[str]:
     return said
 
 
-def ceilings(checkpoint: Path, photos: dict[int, list[bytes]], repeats: int) -> dict[int, float]:
+def ceilings(args: argparse.Namespace, photos: dict[int, list[bytes]]) -> dict[int, float]:
     """Measure images a second of the whole pipeline without a server, by size."""
-    captioner = Captioner.load(checkpoint)
+    captioner = Captioner.load(args.checkpoint, precision=args.precision)
     captioner.warm_up([MAX_BATCH])
 
     def whole_ms(photo: bytes) -> float:
-        return measure(captioner, photo, MAX_BATCH, repeats)["whole"]
+        return measure(captioner, photo, MAX_BATCH, args.repeats)["whole"]
 
     return {
         size: 1e3 * len(each) / sum(whole_ms(photo) for photo in each)
@@ -95,21 +96,26 @@ def main() -> None:
     stop_servers_when_ended()
     torch.set_num_threads(args.threads)
     photos = {size: load.photos(args.photos, size) for size in args.sizes}
-    expected = {size: expected_captions(args.checkpoint, each) for size, each in photos.items()}
-    conditions = Conditions(args.checkpoint, args.threads, args.timeout_s, args.start_s, args.cache)
+    expected = {
+        size: expected_captions(args.checkpoint, each, args.precision)
+        for size, each in photos.items()
+    }
+    conditions = Conditions(
+        args.checkpoint, args.threads, args.timeout_s, args.start_s, args.cache, args.precision
+    )
     contenders = contenders_of(args.peers, args.engines)
     versions, reasons = installed(contenders, conditions)
     rows: dict[Key, list[Row]] = defaultdict(list)
     limits: dict[int, list[float]] = defaultdict(list)
     for turn in range(args.rounds):
-        for size, per_s in ceilings(args.checkpoint, photos, args.repeats).items():
+        for size, per_s in ceilings(args, photos).items():
             limits[size].append(per_s)
-        for number, contender in enumerate(contenders):
+        for contender in contenders:
             if contender in reasons:
                 continue
             tell(f"round {turn + 1} of {args.rounds}: {contender.name}, {contender.engine}")
             try:
-                with serving(contender, FIRST_PORT + number, conditions) as server:
+                with serving(contender, conditions) as server:
                     for size, each in photos.items():
                         check_captions(server, each, expected[size])
                     for (size, concurrency), row in _measured(server, photos, args):
@@ -117,7 +123,21 @@ def main() -> None:
             except TROUBLE as reason:
                 reasons[contender] = str(reason) or type(reason).__name__
     ceiling = {size: load.median(seen) for size, seen in limits.items()}
-    _report(args, summed_up(rows, ceiling), ceiling, versions, reasons)
+    medians = summed_up(rows, ceiling)
+    line = {
+        "benchmark": "peers",
+        **{name: getattr(args, name) for name in ("threads", "precision", "rounds", "seconds")},
+        "load": load.generator(),
+        "versions": versions,
+        "ceiling_per_s": ceiling,
+        "rows": [
+            {"server": name, "engine": engine, "px": size, "concurrency": concurrency, **row}
+            for (name, engine, size, concurrency), row in medians.items()
+        ],
+        "unavailable": [{**contender._asdict(), "reason": r} for contender, r in reasons.items()],
+    }
+    table = _table(args, medians, ceiling, reasons)
+    result.report(table, load.without_nan(line), args.output)
 
 
 def _measured(
@@ -158,41 +178,26 @@ COLUMNS = {
 }
 
 
-def _report(
+def _table(
     args: argparse.Namespace,
     rows: dict[Key, Row],
     ceiling: dict[int, float],
-    versions: dict[str, str],
     reasons: dict[Contender, str],
-) -> None:
-    about = f"{args.threads} threads, {args.rounds} rounds of {args.seconds:g} s"
-    print(f"medians; {about}; load from {load.generator()}; CPU s is per request")
+) -> list[str]:
+    about = f"{args.threads} threads, {args.precision}, {args.rounds} rounds of {args.seconds:g} s"
+    table = [f"medians; {about}; load from {load.generator()}; CPU s is per request"]
     for size, per_s in ceiling.items():
-        print(
+        table.append(
             f"ceiling at {size} px: {per_s:.2f} photos/s without a server, batches of {MAX_BATCH}"
         )
     names = "".join(load.heading(title, form) for title, form in COLUMNS.values())
-    print(f"{'server':<16}{'engine':<10}{'px':>6}{'at once':>8}{names}")
+    table.append(f"{'server':<16}{'engine':<10}{'px':>6}{'at once':>8}{names}")
     for (name, engine, size, concurrency), row in sorted(rows.items(), key=_by_load):
         cells = "".join(f"{row[column]:{form}}" for column, (_, form) in COLUMNS.items())
-        print(f"{name:<16}{engine:<10}{size:>6}{concurrency:>8}{cells}")
+        table.append(f"{name:<16}{engine:<10}{size:>6}{concurrency:>8}{cells}")
     for contender, reason in reasons.items():
-        print(f"{contender.name:<16}{contender.engine:<10} {reason}")
-    line = {
-        "benchmark": "peers",
-        "threads": args.threads,
-        "rounds": args.rounds,
-        "seconds": args.seconds,
-        "load": load.generator(),
-        "versions": versions,
-        "ceiling_per_s": ceiling,
-        "rows": [
-            {"server": name, "engine": engine, "px": size, "concurrency": concurrency, **row}
-            for (name, engine, size, concurrency), row in rows.items()
-        ],
-        "unavailable": [{**contender._asdict(), "reason": r} for contender, r in reasons.items()],
-    }
-    print(json.dumps(load.without_nan(line)))
+        table.append(f"{contender.name:<16}{contender.engine:<10} {reason}")
+    return table
 
 
 def _by_load(item: tuple[Key, Row]) -> tuple[int, int, float]:

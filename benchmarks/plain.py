@@ -22,9 +22,11 @@ from torch import Tensor, nn
 from torchvision import models
 from torchvision.transforms import v2 as transforms
 
+import result
+from shipped import SHIPPED
+
 PAD, BOS, EOS, UNK = range(4)
 SPECIAL_WORDS = 4
-SHIPPED = Path(__file__).resolve().parents[1] / "model_store" / "flickr8k-mobilenetv2" / "1"
 
 
 class Encoder(nn.Module):
@@ -214,15 +216,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("photos", type=Path, nargs="+", metavar="PHOTO")
     parser.add_argument("--checkpoint", type=Path, default=SHIPPED)
+    result.add_output(parser)
     args = parser.parse_args()
     captioner = PlainCaptioner.load(args.checkpoint)
     images = [captioner.read(photo.read_bytes()) for photo in args.photos]
     started = time.perf_counter()
-    captions = dict(zip(map(str, args.photos), captioner.caption(images), strict=True))
+    said = captioner.caption(images)
     ms_per_image = (time.perf_counter() - started) / len(images) * 1e3
-    for photo, caption in captions.items():
-        print(f"{photo}: {caption}")
-    print(json.dumps({"benchmark": "plain", "captions": captions, "ms_per_image": ms_per_image}))
+    captions = dict(zip((photo.name for photo in args.photos), said, strict=True))
+    table = [f"{photo}: {caption}" for photo, caption in captions.items()]
+    line = {"benchmark": "plain", "captions": captions, "ms_per_image": ms_per_image}
+    result.report(table, line, args.output)
 
 
 if __name__ == "__main__":

@@ -5,10 +5,8 @@ Run: .venv/bin/python benchmarks/probes.py photo.jpg
 
 import argparse
 import io
-import json
 import multiprocessing
 import os
-import socket
 import statistics
 import subprocess
 import sys
@@ -23,10 +21,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+import result
 from app.settings import PROJECT_ROOT, Settings
+from load import HOST, free_port
 
 PROBES = ("/livez", "/readyz")
-HOST = "127.0.0.1"
 PAUSE_S = 0.01
 PATIENCE_S = 600.0
 
@@ -34,8 +33,7 @@ PATIENCE_S = 600.0
 @contextmanager
 def service(checkpoint: Path) -> Iterator[int]:
     """Give the port of a service that is ready."""
-    with socket.create_server((HOST, 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     ours = {"HOST": HOST, "PORT": port, "LOG_LEVEL": "warning", "CHECKPOINT": checkpoint}
     environment = {f"CAPTION_{name}": str(value) for name, value in ours.items()}
     process = subprocess.Popen(
@@ -157,6 +155,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, default=PROJECT_ROOT / Settings().checkpoint)
     parser.add_argument("--concurrency", type=int, default=16, help="requests under way")
     parser.add_argument("--seconds", type=float, default=20.0, help="of probes, idle and loaded")
+    result.add_output(parser)
     args = parser.parse_args()
     photos = [photo.read_bytes() for photo in args.photos] or [draw_photo()]
     with service(args.checkpoint.resolve()) as port:
@@ -165,16 +164,21 @@ def main() -> None:
             began_s = time.monotonic()
             rows["loaded"] = measure(port, args.seconds)
             loaded_s = time.monotonic() - began_s
-    print("milliseconds of a probe")
-    print(f"{'':8}{'':10}{'probes':>8}{'p50':>9}{'p99':>9}{'max':>9}{'failed':>8}")
-    for state, row in rows.items():
-        for path, at in row.items():
-            figures = f"{at['p50']:9.1f}{at['p99']:9.1f}{at['max']:9.1f}{at['failed']:8}"
-            print(f"{state:8}{path:10}{at['probes']:8}{figures}")
     captions, failures = counted
     about = {"cpus": os.cpu_count(), "concurrency": args.concurrency, "photos": len(photos)}
     load_ = {"loaded_s": round(loaded_s, 1), "captions": captions, "failures": failures}
-    print(json.dumps({"benchmark": "probes", **about, **load_, "ms": rows}))
+    line = {"benchmark": "probes", **about, **load_, "ms": rows}
+    result.report(_table(rows), line, args.output)
+
+
+def _table(rows: dict[str, dict[str, dict[str, float]]]) -> list[str]:
+    head = f"{'':8}{'':10}{'probes':>8}{'p50':>9}{'p99':>9}{'max':>9}{'failed':>8}"
+    table = ["milliseconds of a probe", head]
+    for state, row in rows.items():
+        for path, at in row.items():
+            figures = f"{at['p50']:9.1f}{at['p99']:9.1f}{at['max']:9.1f}{at['failed']:8}"
+            table.append(f"{state:8}{path:10}{at['probes']:8}{figures}")
+    return table
 
 
 if __name__ == "__main__":

@@ -12,16 +12,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import load
+import result
+from app.captioner.device import Precision
 from app.settings import PROJECT_ROOT, Settings
 
 SERVERS = Path(__file__).resolve().parent / "peers"
 OURS = "caption-service"
 ENGINES = ("plain", "captioner")
 MAX_BATCH = 8
-FIRST_PORT = 18400
 STOP_S = 20.0
 
 
@@ -66,7 +67,12 @@ PEERS = {
     "ray": Peer(
         ("ray[serve]",),
         (str(SERVERS / "ray_server.py"),),
-        environment=(("RAY_USAGE_STATS_ENABLED", "0"),),
+        environment=(
+            ("RAY_USAGE_STATS_ENABLED", "0"),
+            # Ray gives up on its own parts sooner than --start-s says
+            ("RAY_gcs_server_port_wait_time_s", "120"),
+            ("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "120"),
+        ),
     ),
     "mosec": Peer(
         ("mosec",),
@@ -97,6 +103,7 @@ class Conditions(NamedTuple):
         timeout_s: after which a server that can may give a request up.
         start_s: how long a server may take until it answers.
         cache: holds the environments of the peers.
+        precision: of our `Captioner`, whoever serves it.
     """
 
     checkpoint: Path
@@ -104,6 +111,7 @@ class Conditions(NamedTuple):
     timeout_s: float
     start_s: float
     cache: Path
+    precision: str
 
 
 # --- environments -------------------------------------------------------------------------------
@@ -174,7 +182,7 @@ class Server(NamedTuple):
 
 
 @contextmanager
-def serving(contender: Contender, port: int, conditions: Conditions) -> Iterator[Server]:
+def serving(contender: Contender, conditions: Conditions) -> Iterator[Server]:
     """Start a server, wait for its first caption, stop it and whatever it started.
 
     Raises:
@@ -182,6 +190,7 @@ def serving(contender: Contender, port: int, conditions: Conditions) -> Iterator
     """
     peer = PEERS.get(contender.name, OUR_SERVER)
     python = python_of(contender.name, conditions.cache)
+    port = load.free_port()
     filled = {"port": port, "timeout_ms": round(conditions.timeout_s * 1e3)}
     command = [str(python), *(argument.format(**filled) for argument in peer.arguments)]
     with (
@@ -214,6 +223,7 @@ def _environment(
         "CAPTION_PORT": port,
         "CAPTION_CHECKPOINT": conditions.checkpoint,
         "CAPTION_DEVICE": "cpu",
+        "CAPTION_PRECISION": conditions.precision,
         "CAPTION_TORCH_THREADS": conditions.threads,
         "CAPTION_MAX_BATCH": MAX_BATCH,
         "CAPTION_DEADLINE_S": conditions.timeout_s,
@@ -226,6 +236,7 @@ def _environment(
         "BENCH_CHECKPOINT": conditions.checkpoint,
         "BENCH_THREADS": conditions.threads,
         "BENCH_TIMEOUT_S": conditions.timeout_s,
+        "BENCH_PRECISION": conditions.precision,
     }
     settings = ours if contender.name == OURS else theirs
     return {
@@ -334,17 +345,26 @@ def shared_arguments(description: str | None) -> argparse.ArgumentParser:
     """Make a parser with what every program that compares servers is asked."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("photos", type=Path, nargs="*", metavar="PHOTO", help="default: drawn")
-    parser.add_argument(
-        "--cache", type=_absolute, required=True, help="for the peers' environments"
-    )
+    parser.add_argument("--cache", type=absolute, required=True, help="for the peers' environments")
     parser.add_argument("--peers", nargs="*", choices=list(PEERS), default=list(PEERS))
-    parser.add_argument(
-        "--checkpoint", type=_absolute, default=PROJECT_ROOT / Settings().checkpoint
-    )
+    parser.add_argument("--checkpoint", type=absolute, default=PROJECT_ROOT / Settings().checkpoint)
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of torch")
     parser.add_argument("--start-s", type=float, default=300, help="until a server answers")
+    add_precision(parser)
+    result.add_output(parser)
     return parser
 
 
-def _absolute(path: str) -> Path:
-    return Path(path).absolute()  # the servers run elsewhere
+def add_precision(parser: argparse.ArgumentParser) -> None:
+    """Declare the precision: one for all, never what the service would choose for this CPU."""
+    parser.add_argument(
+        "--precision",
+        choices=get_args(Precision),
+        default="float32",
+        help="of our Captioner; plain torch and BLIP compute in float32",
+    )
+
+
+def absolute(path: str) -> Path:
+    """Make a path hold in other folders too: the servers run elsewhere."""
+    return Path(path).absolute()

@@ -20,11 +20,11 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-PROJECT_ROOT = Path(__file__).resolve().parents[1]
-SHIPPED = PROJECT_ROOT / "model_store" / "flickr8k-mobilenetv2" / "1"
+import result
+from shipped import PROJECT_ROOT, SHIPPED
+
 STEPS = ("process", "import", "load", "warm-up", "first caption", "second caption")
 SERVICE_STEPS = ("ready", "first answer")
-PORT = 18390
 GIVE_UP_S = 600.0
 _REQUIREMENT = re.compile(r"([\w.-]+)\s*(?:\[([\w, -]+)\])?[^;]*(?:;(.*))?")
 _EXTRA = re.compile(r"extra\s*==\s*['\"]([\w-]+)['\"]")
@@ -79,7 +79,10 @@ def fresh_service(args: argparse.Namespace) -> dict[str, float]:
     Raises:
         RuntimeError: it ended, or was not ready within ten minutes.
     """
-    settings = {"CAPTION_CHECKPOINT": args.checkpoint, "CAPTION_PORT": PORT}
+    from load import free_port  # noqa: PLC0415 - not in the child, whose imports are timed
+
+    port = free_port()
+    settings = {"CAPTION_CHECKPOINT": args.checkpoint, "CAPTION_PORT": port}
     quickly = {"CAPTION_DRAIN_DELAY_S": 0, "CAPTION_DEADLINE_S": GIVE_UP_S}
     started = time.perf_counter()
     process = subprocess.Popen(
@@ -90,9 +93,9 @@ def fresh_service(args: argparse.Namespace) -> dict[str, float]:
         stderr=subprocess.DEVNULL,
     )
     try:
-        _wait_until_ready(process)
+        _wait_until_ready(process, port)
         ready = time.perf_counter()
-        _ask(args.photo.read_bytes())
+        _ask(port, args.photo.read_bytes())
         answered = time.perf_counter()
     finally:
         process.terminate()
@@ -105,22 +108,22 @@ def _with_settings(settings: dict[str, Any]) -> dict[str, str]:
     return {**kept, **{name: str(value) for name, value in settings.items()}}
 
 
-def _wait_until_ready(process: subprocess.Popen[bytes]) -> None:
+def _wait_until_ready(process: subprocess.Popen[bytes], port: int) -> None:
     until = time.monotonic() + GIVE_UP_S
     while time.monotonic() < until:
         if process.poll() is not None:
             raise RuntimeError(f"the service ended with {process.returncode}")
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{PORT}/readyz", timeout=5):
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5):
                 return
         except OSError:
             time.sleep(0.02)
     raise RuntimeError(f"the service was not ready within {GIVE_UP_S:g} s")
 
 
-def _ask(photo: bytes) -> None:
+def _ask(port: int, photo: bytes) -> None:
     request = urllib.request.Request(
-        f"http://127.0.0.1:{PORT}/v1/captions", photo, {"Content-Type": "image/jpeg"}
+        f"http://127.0.0.1:{port}/v1/captions", photo, {"Content-Type": "image/jpeg"}
     )
     with urllib.request.urlopen(request, timeout=GIVE_UP_S) as answer:  # noqa: S310
         answer.read()
@@ -179,18 +182,18 @@ def main() -> None:
     seconds = {
         name: statistics.median(run[name] for run in runs) for name in (*STEPS, *SERVICE_STEPS)
     }
-    print(f"seconds, medians of {args.runs} fresh processes and services")
-    for name, taken_s in seconds.items():
-        print(f"{name:<16}{taken_s:8.2f}")
     sizes = {
         "install": sum(installed_bytes("caption-service").values()),
         "code": folder_bytes(PROJECT_ROOT / "app"),
         "checkpoint": folder_bytes(args.checkpoint),
     }
-    for name, size in sizes.items():
-        print(f"{name:<16}{size / 2**20:8.1f} MiB")
-    line: dict[str, Any] = {"benchmark": "startup", "runs": args.runs, "seconds": seconds}
-    print(json.dumps({**line, "bytes": sizes}))
+    table = [
+        f"seconds, medians of {args.runs} fresh processes and services",
+        *(f"{name:<16}{taken_s:8.2f}" for name, taken_s in seconds.items()),
+        *(f"{name:<16}{size / 2**20:8.1f} MiB" for name, size in sizes.items()),
+    ]
+    line = {"benchmark": "startup", "runs": args.runs, "seconds": seconds, "bytes": sizes}
+    result.report(table, line, args.output)
 
 
 def _arguments() -> argparse.Namespace:
@@ -199,6 +202,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--checkpoint", type=Path, default=SHIPPED)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    result.add_output(parser)
     args = parser.parse_args()
     args.photo, args.checkpoint = args.photo.absolute(), args.checkpoint.absolute()
     return args

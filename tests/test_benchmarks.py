@@ -1,13 +1,18 @@
 """What of the benchmarks can be tested without a server to compare."""
 
+import argparse
 import ast
+import importlib.metadata
 import io
 import json
 import sys
 import threading
+from dataclasses import replace
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import skimage
@@ -16,7 +21,7 @@ from PIL import Image
 
 from app.captioner import checkpoint
 from app.captioner.beam import SearchOptions
-from app.captioner.pipeline import Captioner
+from app.captioner.pipeline import Caption, Captioner
 from app.captioner.vocabulary import BOS, PAD, UNK
 from app.settings import PROJECT_ROOT, Settings
 from tiny import photo, save_tiny_checkpoint, tiny_unpublished
@@ -25,11 +30,16 @@ BENCHMARKS = PROJECT_ROOT / "benchmarks"
 sys.path.append(str(BENCHMARKS))
 
 import alternatives  # noqa: E402 - programs, not a package
+import gpu  # noqa: E402
+import growth  # noqa: E402
+import limit  # noqa: E402
 import load  # noqa: E402
 import overload  # noqa: E402
 import peers  # noqa: E402
 import plain  # noqa: E402
+import result  # noqa: E402
 import servers  # noqa: E402
+import shipped  # noqa: E402
 import startup  # noqa: E402
 
 SHIPPED = PROJECT_ROOT / Settings().checkpoint
@@ -92,6 +102,22 @@ def test_the_plain_captioner_is_plain():
     imports = [node for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom))]
     assert "app" not in ast.unparse(ast.Module(imports, [])).split()
     assert not any("from app" in ast.unparse(node) for node in imports)
+
+
+def test_the_programs_without_app_take_the_checkpoint_that_the_service_takes():
+    assert PROJECT_ROOT / Settings.model_fields["checkpoint"].default == shipped.SHIPPED
+    assert plain.SHIPPED == alternatives.SHIPPED == startup.SHIPPED == shipped.SHIPPED
+
+
+def test_the_newest_version_has_the_highest_number(tmp_path):
+    for version in ("2", "10", "9-draft"):
+        (tmp_path / shipped.NAME / version).mkdir(parents=True)
+    assert shipped.newest(tmp_path).name == "10"
+
+
+def test_a_store_without_the_checkpoint_is_told(tmp_path):
+    with pytest.raises(FileNotFoundError, match=shipped.NAME):
+        shipped.newest(tmp_path)
 
 
 WRK = """Running 10s test @ http://127.0.0.1:18400/predict
@@ -284,6 +310,273 @@ def test_the_size_of_the_install_counts_what_is_required_and_no_more():
 def test_the_cost_of_an_alternative_is_told_in_ours_at_its_best_batch():
     ours, other = {"ms": {"1": 50.0, "8": 25.0}}, {"ms": {"1": 500.0, "8": 400.0}}
     assert alternatives._times(other, ours) == 16
+
+
+# --- results ------------------------------------------------------------------------------------
+
+LINE = {"benchmark": "peers", "reason": "/home/somebody/peers/ray/bin/python", "photos": 3}
+FOLDER = Path(__file__).resolve().parent
+
+
+def test_a_result_is_printed_and_kept_the_same(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [str(BENCHMARKS / "peers.py"), str(tmp_path / "photo.jpg")])
+    output = tmp_path / "results" / "peers.md"
+    table = ["server  photos/s", "mosec        1.0"]
+    result.report(table, {"benchmark": "peers", "per_s": 1.0}, output)
+    *printed, line = capsys.readouterr().out.splitlines()
+    kept = output.read_text(encoding="utf-8")
+    assert printed == table
+    assert "\n".join(table) in kept
+    assert f"```json\n{line}\n```" in kept
+    assert json.loads(line) == {"benchmark": "peers", "per_s": 1.0}
+    assert "`python benchmarks/peers.py photo.jpg`" in kept
+
+
+def test_a_result_without_a_file_is_only_printed(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result.report(["table"], {"benchmark": "limit"}, None)
+    assert capsys.readouterr().out == 'table\n{"benchmark": "limit"}\n'
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_page_names_what_was_run_and_on_what():
+    page = result.page(["table"], LINE, ["benchmarks/peers.py", "--rounds", "3"])
+    assert page.startswith("# peers\n")
+    for fact in (
+        "`python benchmarks/peers.py --rounds 3`",
+        f"torch: {importlib.metadata.version('torch')}",
+        f"commit: {result.commit()}",
+        result.cpu_model(),
+    ):
+        assert fact in page
+
+
+def test_a_page_shows_no_folder_of_this_machine():
+    reason = f"{FOLDER}/peers/python failed"
+    page = result.page([reason], {"benchmark": "peers", "reason": reason}, ["peers.py", reason])
+    assert str(FOLDER.parent) not in page
+    assert page.count("python failed") == 3
+
+
+@pytest.mark.parametrize(
+    ("typed", "told"),
+    [
+        (f"{FOLDER}/photo.jpg", "photo.jpg"),
+        (f"--cache={FOLDER}", f"--cache={FOLDER.name}"),
+        ("../shared/photos/plane.jpg", "plane.jpg"),
+        ("~/photos/plane.jpg", "plane.jpg"),
+        ("benchmarks/results/peers.md", "benchmarks/results/peers.md"),
+        ("photos/s /ours /ceiling", "photos/s /ours /ceiling"),
+        ("POST http://127.0.0.1:8000/v1/captions", "POST http://127.0.0.1:8000/v1/captions"),
+        ("/v1/captions answers 503", "/v1/captions answers 503"),
+    ],
+)
+def test_only_folders_of_this_machine_are_taken_for_paths(typed, told):
+    assert result.without_paths(typed) == told
+
+
+def test_a_processor_has_a_name_without_linux_too(tmp_path):
+    (tmp_path / "cpuinfo").write_text("processor\t: 0\nmodel name\t: Fast CPU 3000\nflags\t: a\n")
+    assert result.cpu_model(tmp_path / "cpuinfo") == "Fast CPU 3000"
+    assert result.cpu_model(tmp_path / "missing")
+
+
+def test_a_commit_is_unknown_without_git(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert result.commit() == "unknown"
+
+
+def test_every_program_can_keep_its_result():
+    programs = {path.name: path.read_text(encoding="utf-8") for path in BENCHMARKS.glob("*.py")}
+    keep = ("result.add_output(parser)", "shared_arguments(__doc__)")
+    lacking = [
+        name
+        for name, code in programs.items()
+        if "__main__" in code and not ("result.report(" in code and any(k in code for k in keep))
+    ]
+    assert lacking == []
+
+
+# --- steps that take turns ----------------------------------------------------------------------
+
+
+def test_steps_take_turns():
+    seen = []
+    steps = {name: limit.Step(partial(seen.append, name), 1) for name in "ab"}
+    taken_ms = limit.medians_ms(steps, 3, torch.device("cpu"))
+    assert "".join(seen) == "ababab"
+    assert taken_ms.keys() == {"a", "b"}
+    assert all(each >= 0 for each in taken_ms.values())
+
+
+def test_images_take_turns_until_the_batch_is_full():
+    images = [torch.zeros(1), torch.ones(1)]
+    assert [float(image) for image in limit.filled(images, 5)] == [0, 1, 0, 1, 0]
+    assert len(limit.filled(images, 1)) == 1
+
+
+def test_every_stage_is_timed():
+    row = limit.measure(Captioner(tiny_unpublished()), photo(), 2, 1)
+    assert tuple(row) == limit.STAGES
+    assert limit.table_of({2: row})[1].split() == ["batch", *limit.STAGES, "images/s"]
+
+
+# --- cost as work grows -------------------------------------------------------------------------
+
+GROWN = {
+    "batches": [1, 3],
+    "sizes": [80, 160],
+    "beams": [1, 2],
+    "lengths": [2, 5],
+    "batch": 2,
+    "repeats": 1,
+    "precision": "float32",
+}
+
+
+@pytest.fixture
+def tiny():
+    loaded = tiny_unpublished()
+    captioner = Captioner(loaded)
+    images = [captioner.read(photo(n), max_pixels=limit.MAX_PIXELS) for n in range(2)]
+    return SimpleNamespace(
+        loaded=loaded, captioner=captioner, images=images, args=argparse.Namespace(**GROWN)
+    )
+
+
+def columns_of(rows):
+    return {grown: list(row) for grown, row in rows.items()}
+
+
+def test_cost_is_told_by_batch_size(tiny):
+    rows = growth.by_batch(tiny.captioner, tiny.images, tiny.args)
+    columns = ["encode ms", "search ms", "whole ms", "images/s"]
+    assert columns_of(rows) == {1: columns, 3: columns}
+    assert rows[3]["images/s"] == pytest.approx(1e3 / rows[3]["whole ms"])
+
+
+def test_cost_is_told_by_image_size(tiny, tmp_path):
+    (tmp_path / "photo.png").write_bytes(photo())
+    rows = growth.by_size(tiny.captioner, [tmp_path / "photo.png"], tiny.args)
+    columns = ["decode ms", "whole ms", "images/s"]
+    assert columns_of(rows) == {80: columns, 160: columns}
+
+
+def test_cost_is_told_by_beam_width(tiny):
+    rows = growth.by_beam(tiny.loaded, tiny.images, tiny.args)
+    assert list(rows) == [1, 2]
+    assert all(1 <= row["words"] <= tiny.loaded.manifest.search.max_words for row in rows.values())
+
+
+def test_every_caption_has_the_length_that_is_asked_about(tiny):
+    rows = growth.by_length(tiny.loaded, tiny.images, tiny.args)
+    assert {words: row["words"] for words, row in rows.items()} == {2: 2, 5: 5}
+    said = growth.searching(tiny.loaded, "float32", min_words=5, max_words=5).caption(tiny.images)
+    assert {len(each.words) for candidates in said for each in candidates} == {5}
+
+
+def test_another_search_leaves_the_checkpoint_as_it_is(tiny):
+    changed = growth.searching(tiny.loaded, "float32", beam_width=7)
+    assert changed.manifest.search == replace(tiny.loaded.manifest.search, beam_width=7)
+    assert tiny.loaded.manifest.search.beam_width == 3
+
+
+def test_rounds_of_clients_become_medians_and_errors_are_added_up():
+    seen = [(10, 10, 1, 5, 9), (30, 10, 0, 7, 8), (20, 10, 2, 6, 7)]
+    rounds = [load.Outcome(*each) for each in seen]
+    assert growth.middle(rounds) == {"photos/s": 2, "p50 ms": 6, "p99 ms": 8, "errors": 3}
+
+
+def test_a_table_has_a_row_for_each_step_of_growth():
+    rows = {1: {"photos/s": 2.0, "p99 ms": 10.0}, 64: {"photos/s": 4.0, "p99 ms": 900.5}}
+    _, head, *lines = growth.table_of(growth.QUESTIONS["clients"], rows)
+    assert head.split() == ["clients", "photos/s", "p99", "ms"]
+    assert [line.split() for line in lines] == [["1", "2.0", "10.0"], ["64", "4.0", "900.5"]]
+    assert len({len(line) for line in (head, *lines)}) == 1
+
+
+@pytest.mark.parametrize("name", growth.QUESTIONS)
+def test_a_plot_is_small_and_stands_on_white(name, tmp_path):
+    pytest.importorskip("matplotlib", exc_type=ImportError)
+    question = growth.QUESTIONS[name]
+    columns = [column for chart in question.charts for column in chart.columns]
+    rows = {n: dict.fromkeys(columns, float(n)) for n in (1, 2, 4, 8, 16, 32, 64)}
+    growth.write_plots(tmp_path, {name: rows})
+    svg = (tmp_path / f"growth-{name}.svg").read_text(encoding="utf-8")
+    assert len(svg) < 60_000
+    assert "fill: #ffffff" in svg
+    assert f">{question.grows}</text>" in svg
+    assert all(chart.unit in svg for chart in question.charts)
+
+
+# --- on a GPU -----------------------------------------------------------------------------------
+
+
+def test_the_operations_of_an_encoder_are_counted():
+    convolution = torch.nn.Conv2d(3, 4, kernel_size=3, bias=False)
+    encoder = torch.nn.Sequential(ToFloat(), convolution)
+    assert gpu.flops_per_image(encoder, 10) == 2 * (3 * 3 * 3) * 4 * (8 * 8)
+
+
+class ToFloat(torch.nn.Module):
+    def forward(self, images_BCHW):
+        return images_BCHW.float()
+
+
+def test_the_shipped_encoder_takes_what_its_paper_says():
+    encoder = tiny_unpublished().network.encoder  # a MobileNetV2 as well: 300 million each
+    assert gpu.flops_per_image(encoder, 224) == pytest.approx(2 * 300e6, rel=0.05)
+
+
+def test_the_rate_of_a_matrix_product_is_measured(monkeypatch):
+    monkeypatch.setattr(gpu, "MATMULS", 2)
+    assert gpu.matmul_flops_per_s(torch.device("cpu"), width=16) > 0
+
+
+def test_stages_are_told_by_batch_size(tiny):
+    taken_ms = gpu.stages_ms(tiny.captioner, tiny.images, [1, 3], repeats=1)
+    assert list(taken_ms) == [1, 3]
+    assert all(set(row) == {"encode", "search", "whole"} for row in taken_ms.values())
+
+
+def test_milliseconds_become_rates_and_parts():
+    row = gpu.row_of({"encode": 0.5, "search": 1.0, "whole": 2.0}, flops=10**9, matmul=4e12)
+    assert row == {
+        "encode_per_s": 2000,
+        "search_per_s": 1000,
+        "whole_per_s": 500,
+        "encode_part": 0.25,
+        "search_part": 0.5,
+        "rest_part": 0.25,
+        "encode_tflops": 2,
+        "of_matmul": 0.5,
+    }
+
+
+def test_captions_that_differ_from_the_cpus_are_shown(tmp_path):
+    dog, cat = (Caption(text, -1.5, -0.5, ()) for text in ("a dog", "a cat"))
+    pairs = [gpu.Pair("one.jpg", dog, dog), gpu.Pair("two.jpg", dog, cat)]
+    row = gpu.row_of({"encode": 0.5, "search": 1.0, "whole": 2.0}, flops=10**9, matmul=4e12)
+    head, line, same, differing = gpu.table_of({128: row}, pairs)
+    assert len(head) == len(line)
+    assert same == "1 of 2 captions are the CPU's, word for word"
+    assert differing == "two.jpg: CPU 'a dog', GPU 'a cat'"
+
+
+def test_the_same_captioner_twice_says_the_same(tiny, tmp_path):
+    (tmp_path / "photo.png").write_bytes(photo())
+    (pair,) = gpu.compared(tiny.captioner, tiny.captioner, [tmp_path / "photo.png"])
+    assert pair.photo == "photo.png"
+    assert pair.cpu.text == pair.gpu.text
+
+
+def test_without_a_gpu_the_program_says_so(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "photo.jpg"])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit) as ended:
+        gpu.main()
+    assert ended.value.code == 2
+    assert "CUDA" in capsys.readouterr().err
 
 
 def test_every_program_stands_in_the_readme():

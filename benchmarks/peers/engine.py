@@ -1,7 +1,8 @@
 """What each peer serves: the same checkpoint, in plain torch or with our `Captioner`.
 
 The environment says which: BENCH_ENGINE, BENCH_CHECKPOINT, BENCH_PORT, BENCH_THREADS and
-BENCH_TIMEOUT_S, the seconds after which a peer that can may give a request up.
+BENCH_TIMEOUT_S, the seconds after which a peer that can may give a request up; BENCH_PRECISION is
+our `Captioner`'s.
 """
 
 import json
@@ -43,7 +44,7 @@ class Ours:
     def __init__(self) -> None:
         from app.captioner.pipeline import Captioner  # noqa: PLC0415 - the plain engine needs none
 
-        self._captioner = Captioner.load(CHECKPOINT)
+        self._captioner = Captioner.load(CHECKPOINT, precision=os.environ["BENCH_PRECISION"])
 
     def read(self, data: bytes) -> Tensor:
         """Turn the bytes of a photo into the network's square."""

@@ -3,6 +3,7 @@
 import asyncio
 from typing import Any
 
+import ray
 from engine import MAX_BATCH, PORT, TIMEOUT_S, WAIT_S, load_engine
 from ray import serve
 from starlette.requests import Request
@@ -30,5 +31,6 @@ class Captions:
 
 
 if __name__ == "__main__":
+    ray.init(include_dashboard=False)  # its processes would take cores and memory from the service
     serve.start(http_options={"host": "127.0.0.1", "port": PORT, "request_timeout_s": TIMEOUT_S})
     serve.run(Captions.bind(), route_prefix="/predict", blocking=True)
