@@ -2,7 +2,7 @@
 
 Knows asyncio, not images, torch or HTTP. The rule is work-conserving: a free device takes what
 waits at once, and the next batch forms while it is busy. There is no timer, so a lone item waits
-for nothing.
+for nothing. A device that runs several batches side by side has a lane for each.
 """
 
 import asyncio
@@ -10,6 +10,7 @@ import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Generic, Protocol, TypeVar
 
 from app.ceiling import Ceiling
@@ -78,7 +79,7 @@ class MicroBatcher(Generic[In, Out]):
         max_queue_bytes: Most bytes that wait, as ``weigh`` tells.
         weigh: Gives the bytes of an item.
         watcher: Told about dispatches and callers who left.
-        on_crash: Called when the worker itself dies, which is a bug; everything that waited has
+        on_crash: Called when a lane itself dies, which is a bug; everything that waited has
             failed by then.
     """
 
@@ -101,11 +102,11 @@ class MicroBatcher(Generic[In, Out]):
         self._watcher = watcher
         self._on_crash = on_crash
         self._queue: deque[_Item[In, Out]] = deque()
-        self._batch: list[_Item[In, Out]] = []
+        self._batches: list[list[_Item[In, Out]]] = []
         self._wake = asyncio.Event()
         self._closed = False
         self._seconds_per_item = 0.0
-        self._worker: asyncio.Task[None] | None = None
+        self._lanes: list[asyncio.Task[None]] = []
 
     @property
     def depth(self) -> int:
@@ -117,10 +118,16 @@ class MicroBatcher(Generic[In, Out]):
         """How many items a batch may have now."""
         return self._ceiling.now
 
-    def start(self) -> None:
-        """Start the worker. Items submitted earlier have waited for it."""
-        self._worker = asyncio.create_task(self._work(), name="micro-batcher")
-        self._worker.add_done_callback(self._supervise)
+    def start(self, lanes: int = 1) -> None:
+        """Begin to run batches, so many side by side. Items submitted earlier have waited for it.
+
+        Args:
+            lanes: Calls of ``run`` under way at the same time, at most.
+        """
+        for number in range(lanes):
+            lane = asyncio.create_task(self._work(), name=f"micro-batcher-{number}")
+            lane.add_done_callback(self._supervise)
+            self._lanes.append(lane)
 
     async def submit(self, value: In, deadline_s: float) -> Out:
         """Answer one item.
@@ -155,16 +162,17 @@ class MicroBatcher(Generic[In, Out]):
         return min(max(1, math.ceil(ahead * self._seconds_per_item)), _LONGEST_RETRY_S)
 
     async def close(self, timeout_s: float | None = None) -> None:
-        """Refuse new items, answer those that wait, stop the worker.
+        """Refuse new items, answer those that wait, stop the lanes.
 
         Whatever is not answered within ``timeout_s`` fails with Closed.
         """
         self._closed = True
         self._wake.set()
-        if self._worker is not None:
-            await asyncio.wait({self._worker}, timeout=timeout_s)
-            self._worker.cancel()
-            await asyncio.wait({self._worker})
+        if self._lanes:
+            await asyncio.wait(self._lanes, timeout=timeout_s)
+            for lane in self._lanes:
+                lane.cancel()
+            await asyncio.wait(self._lanes)
         self._fail_all()
 
     def _enqueue(self, value: In, deadline_s: float) -> _Item[In, Out]:
@@ -195,19 +203,26 @@ class MicroBatcher(Generic[In, Out]):
         while self._queue or not self._closed:
             await self._wake.wait()
             self._wake.clear()
-            while self._take():
-                await self._answer(self._batch)
+            while batch := self._take():
+                self._batches.append(batch)
+                self._tell(batch)
+                await self._answer(batch)
+                self._batches.remove(batch)
 
-    def _take(self) -> bool:
-        """Move live items from the queue to the batch; say whether there are any."""
-        self._batch = []
-        while self._queue and len(self._batch) < self._ceiling.now:
-            self._batch += _live([self._queue.popleft()])
-        if self._batch and self._watcher is not None:
+    def _take(self) -> list[_Item[In, Out]]:
+        """Take live items from the queue: this lane's share of them, where others are free too."""
+        free = max(1, len(self._lanes) - len(self._batches))
+        most = min(self._ceiling.now, math.ceil(len(self._queue) / free))
+        batch: list[_Item[In, Out]] = []
+        while self._queue and len(batch) < most:
+            batch += _live([self._queue.popleft()])
+        return batch
+
+    def _tell(self, batch: list[_Item[In, Out]]) -> None:
+        if self._watcher is not None:
             now_s = asyncio.get_running_loop().time()
-            reason = "full" if len(self._batch) == self._ceiling.now else "free"
-            self._watcher.dispatched([now_s - item.arrived_s for item in self._batch], reason)
-        return bool(self._batch)
+            reason = "full" if len(batch) == self._ceiling.now else "free"
+            self._watcher.dispatched([now_s - item.arrived_s for item in batch], reason)
 
     async def _answer(self, batch: list[_Item[In, Out]], *, again: bool = False) -> None:
         try:
@@ -233,11 +248,12 @@ class MicroBatcher(Generic[In, Out]):
 
     async def _timed_run(self, batch: list[_Item[In, Out]]) -> Sequence[Out]:
         loop = asyncio.get_running_loop()
-        started_s = loop.time()
+        started_s, lanes = loop.time(), len(self._batches)
         answers = await self._run([item.value for item in batch], lambda n: _waited_for(batch[n]))
         if len(answers) != len(batch):
             raise RuntimeError(f"run was given {len(batch)} items and answered {len(answers)}")
-        seconds_per_item = (loop.time() - started_s) / len(batch)
+        lanes = max(lanes, len(self._batches))  # what others did meanwhile counts as well
+        seconds_per_item = (loop.time() - started_s) / len(batch) / lanes
         # A batch that callers left was cut short: it can show that the device is slow, not fast.
         if all(map(_waited_for, batch)) or seconds_per_item > self._seconds_per_item:
             self._measure(seconds_per_item)
@@ -258,17 +274,16 @@ class MicroBatcher(Generic[In, Out]):
             if live := _live(half):
                 await self._answer(live)
 
-    def _supervise(self, worker: "asyncio.Task[None]") -> None:
-        error = None if worker.cancelled() else worker.exception()
+    def _supervise(self, lane: "asyncio.Task[None]") -> None:
+        error = None if lane.cancelled() else lane.exception()
         if error is not None:
             self._closed = True
             self._fail_all()
             self._on_crash(error)
 
     def _fail_all(self) -> None:
-        for item in [*self._batch, *self._queue]:
+        for item in [*chain(*self._batches), *self._queue]:
             _fail(item, Closed())
-        self._batch = []
         self._queue.clear()
 
 

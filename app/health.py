@@ -50,16 +50,17 @@ class NotReady(Exception):
 
 
 class Heartbeat:
-    """Wraps each job of the inference thread: tells stuck from busy, and dead from idle."""
+    """Wraps each job of the inference threads: tells stuck from busy, and dead from idle."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._busy_since_s: float | None = None
-        self._thread: threading.Thread | None = None
+        self._busy_since_s: dict[threading.Thread, float] = {}
+        self._threads: set[threading.Thread] = set()
 
     def __enter__(self) -> None:
-        self._thread = threading.current_thread()
-        self._busy_since_s = self._clock()
+        thread = threading.current_thread()
+        self._threads.add(thread)
+        self._busy_since_s[thread] = self._clock()
 
     def __exit__(
         self,
@@ -67,25 +68,26 @@ class Heartbeat:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._busy_since_s = None
+        del self._busy_since_s[threading.current_thread()]
 
     @property
     def busy(self) -> bool:
         """Whether a job is running."""
-        return self._busy_since_s is not None
+        return bool(self._busy_since_s)
 
     def busy_s(self) -> float:
-        """How long the running job has been running; 0 when there is none."""
-        since_s = self._busy_since_s
+        """How long the oldest running job has been running; 0 when there is none."""
+        # A copy in one step: the threads come and go while probes read.
+        since_s = min(list(self._busy_since_s.values()), default=None)
         return 0.0 if since_s is None else self._clock() - since_s
 
     def dead(self) -> bool:
-        """Whether the thread has ended."""
-        return self._thread is not None and not self._thread.is_alive()
+        """Whether one of the threads has ended."""
+        return not all(thread.is_alive() for thread in list(self._threads))
 
 
 class Health:
-    """The state, the reason for it, and the heartbeat of the inference thread."""
+    """The state, the reason for it, and the heartbeat of the inference threads."""
 
     def __init__(self, *, stuck_after_s: float, heartbeat: Heartbeat | None = None) -> None:
         self.state = State.STARTING

@@ -74,24 +74,27 @@ def create_app(settings: Settings, *, captioner: "Captioner | None" = None) -> F
 
 
 def load_captioner(settings: Settings) -> "Captioner":
-    """Load the checkpoint of the settings. Call it in the thread that will run the network.
+    """Load the checkpoint of the settings.
 
     Raises:
         CheckpointError: The directory cannot be trusted.
     """
-    import torch  # noqa: PLC0415 - seconds of import, paid in the inference thread
+    import torch  # noqa: PLC0415 - seconds of import, paid in an inference thread
 
     from app.captioner.device import fastest_precision  # noqa: PLC0415
     from app.captioner.pipeline import Captioner  # noqa: PLC0415
 
-    torch.set_num_threads(settings.torch_threads or usable_cores())
+    cores = settings.torch_threads or usable_cores()
+    torch.set_num_threads(cores)
     device = settings.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     precision = settings.precision
     if precision == "auto":
         precision = fastest_precision(device)
-    return Captioner.load(settings.checkpoint_directory(), device=device, precision=precision)
+    return Captioner.load(
+        settings.checkpoint_directory(), device=device, precision=precision, cores=cores
+    )
 
 
 def usable_cores(quota: Path = _CPU_QUOTA) -> int:

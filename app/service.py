@@ -1,7 +1,7 @@
 """CaptionService: the whole journey of one upload, and the life of the threads it needs.
 
-Two hand-overs: the event loop gives bytes to the decode threads, and batches of images to the one
-thread that owns the network. Everything else happens on the loop.
+Two hand-overs: the event loop gives bytes to the decode threads, and batches of images to the
+inference threads, one per lane of the captioner. Everything else happens on the loop.
 """
 
 import asyncio
@@ -9,11 +9,11 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:  # the workshop brings torch, which whoever only asks for our 
 Result = TypeVar("Result")
 OnStage = Callable[[str, float, float], None]
 _Key = tuple[tuple[str, ...], bytes]  # a checkpoint, and the sha256 of an upload
+_MOST_LANES = 8  # beyond that, lanes would wait for one another's Python
 _MOST_MISFITS = 6  # single images in a row that did not fit
 _LARGE_BYTES = 256 * 1024
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
@@ -53,7 +54,7 @@ class CaptionService:
     """Captions uploads with one network.
 
     Args:
-        load: Gives the captioner; called once, in the inference thread.
+        load: Gives the captioner; called once, in an inference thread.
         settings: Limits, threads and timeouts.
         health: Told about each step of the life of the service.
         telemetry: Told about each step of the journey.
@@ -74,8 +75,12 @@ class CaptionService:
         self._captioner: Captioner | None = None
         self._checkpoint: tuple[str, ...] = ()
         self._held = 0
-        self._decoders = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
-        self._inference = ThreadPoolExecutor(1, thread_name_prefix="inference")
+        self._decoders = ThreadPoolExecutor(
+            settings.decode_threads, thread_name_prefix="decode", initializer=_take_one_core
+        )
+        # Threads start when they are needed: the batcher asks for no more than there are lanes.
+        self._inference = ThreadPoolExecutor(_MOST_LANES, thread_name_prefix="inference")
+        self._jobs: set[Future[Any]] = set()
         self._starting: asyncio.Task[None] | None = None
         self._misfits = 0
         self._batcher: MicroBatcher[Tensor, _Captioned] = MicroBatcher(
@@ -241,7 +246,10 @@ class CaptionService:
             with self._health.heartbeat:
                 return job()
 
-        return await asyncio.get_running_loop().run_in_executor(self._inference, beating)
+        begun = self._inference.submit(beating)
+        self._jobs.add(begun)
+        begun.add_done_callback(self._jobs.discard)
+        return await asyncio.wrap_future(begun)
 
     # The life
 
@@ -279,7 +287,7 @@ class CaptionService:
         await self._in_inference_thread(partial(captioner.warm_up, self._batch_sizes()))
         await self._in_inference_thread(captioner.check_golden)
         self._telemetry.checkpoint.info(_identity(captioner))
-        self._batcher.start()
+        self._batcher.start(min(captioner.lanes, _MOST_LANES))
         self._health.ready()
         log.info("ready", seconds=round(time.perf_counter() - started_s, 2), **_identity(captioner))
 
@@ -294,14 +302,23 @@ class CaptionService:
             await asyncio.wait({self._starting})
 
     async def _wait_until_idle(self, timeout_s: float) -> bool:
-        """Wait for the inference thread to come to the end of its jobs; say whether it did."""
-        last = asyncio.wrap_future(self._inference.submit(lambda: None))
-        done, _ = await asyncio.wait({last}, timeout=max(0.0, timeout_s))
-        return bool(done)
+        """Wait for the inference threads to come to the end of their jobs; say whether they did."""
+        jobs = {asyncio.wrap_future(job) for job in list(self._jobs)}
+        if not jobs:
+            return True
+        _, late = await asyncio.wait(jobs, timeout=max(0.0, timeout_s))
+        return not late
 
     def _batcher_crashed(self, error: BaseException) -> None:
         log.error("batcher_crashed", exc_info=error)
         self._health.fail("batcher_crashed")
+
+
+def _take_one_core() -> None:
+    """Let a decode thread use one core: the pool is how several images are decoded at once."""
+    from app.captioner.device import take_one_core  # noqa: PLC0415 - brings torch
+
+    take_one_core()
 
 
 def _identity(captioner: "Captioner") -> dict[str, str]:

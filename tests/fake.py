@@ -45,6 +45,7 @@ class FakeCaptioner:
         self.gate.set()
         self.entered = threading.Event()
         self.batches = []
+        self.lanes = 1
         self.warmed = []
         self.golden_error = None
         self.device_errors = []  # raised by the next batches, one each

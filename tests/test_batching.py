@@ -47,9 +47,9 @@ class Watched:
 
 
 @contextlib.asynccontextmanager
-async def batching(run, *, max_batch=4, max_queue=100, **others):
+async def batching(run, *, max_batch=4, max_queue=100, lanes=1, **others):
     batcher = MicroBatcher(run, max_batch=max_batch, max_queue=max_queue, **others)
-    batcher.start()
+    batcher.start(lanes)
     yield batcher
     await batcher.close()
 
@@ -412,3 +412,96 @@ async def test_a_batch_leaves_because_it_is_full_or_the_device_is_free():
         run.gate.set()
         await asyncio.gather(first, *callers)
     assert watched.reasons == ["free", "full", "free"]
+
+
+class Lanes:
+    """Runs that end one by one, when told to: ``under_way`` are the batches begun and not ended."""
+
+    def __init__(self):
+        self.under_way, self.begun, self.most = [], [], 0
+        self.ends, self.news = asyncio.Semaphore(0), asyncio.Semaphore(0)
+
+    async def __call__(self, items, wanted):  # noqa: ARG002
+        self.begun.append(list(items))
+        self.news.release()
+        self.under_way.append(items)
+        self.most = max(self.most, len(self.under_way))
+        await self.ends.acquire()
+        self.under_way.remove(items)
+        return [item * item for item in items]
+
+    async def until(self, count):
+        while len(self.begun) < count:
+            await self.news.acquire()
+
+
+async def test_two_lanes_run_two_batches_side_by_side_and_a_third_waits():
+    run = Lanes()
+    async with batching(run, lanes=2) as batcher:
+        callers = await submit_all(batcher, [1])
+        await run.until(1)
+        callers += await submit_all(batcher, [2])
+        await run.until(2)
+        callers += await submit_all(batcher, [3, 4])
+        assert run.begun == [[1], [2]]
+        assert batcher.depth == 2
+        for _ in range(4):
+            run.ends.release()
+        assert await asyncio.gather(*callers) == [1, 4, 9, 16]
+    assert run.begun[2] == [3, 4]
+    assert run.most == 2
+
+
+async def test_free_lanes_share_what_waits():
+    run = Lanes()
+    async with batching(run, lanes=2) as batcher:
+        callers = await submit_all(batcher, [1, 2, 3, 4, 5])
+        await run.until(2)
+        assert [len(batch) for batch in run.begun] == [3, 2]
+        run.ends.release()
+        run.ends.release()
+        assert await asyncio.gather(*callers) == [1, 4, 9, 16, 25]
+
+
+async def test_a_batch_that_fails_in_one_lane_leaves_the_other_alone():
+    first, second = asyncio.Event(), asyncio.Event()
+
+    async def run(items, wanted):
+        first.set()
+        if items == [0]:
+            await second.wait()
+            raise ZeroDivisionError
+        second.set()
+        return items
+
+    async with batching(run, lanes=2) as batcher:
+        bad = (await submit_all(batcher, [0]))[0]
+        await first.wait()
+        assert await batcher.submit(5, FAR_S) == 5
+        with pytest.raises(ZeroDivisionError):
+            await bad
+
+
+async def test_closing_answers_what_every_lane_works_on():
+    run = Lanes()
+    batcher = MicroBatcher(run, max_batch=1, max_queue=9)
+    batcher.start(2)
+    callers = await submit_all(batcher, [1, 2, 3])
+    await run.until(2)
+    closing = asyncio.create_task(batcher.close())
+    for _ in range(3):
+        run.ends.release()
+    await closing
+    assert await asyncio.gather(*callers) == [1, 4, 9]
+
+
+async def test_lanes_count_in_the_estimate_of_when_to_come_back(monkeypatch):
+    loop, run = asyncio.get_running_loop(), Lanes()
+    async with batching(run, max_batch=1, lanes=2) as batcher:
+        callers = await submit_all(batcher, [1, 2])
+        await run.until(2)
+        monkeypatch.setattr(loop, "time", lambda now=loop.time: now() + 7.9)
+        run.ends.release()
+        run.ends.release()
+        await asyncio.gather(*callers)
+        assert batcher.retry_after_s(3) == 12  # 7.9 s for two

@@ -112,9 +112,34 @@ def test_a_dead_inference_thread_is_found_though_nobody_asks_it():
 
 def test_a_thread_that_ended_with_the_service_is_no_fault():
     health = ready_health()
-    thread = threading.Thread(target=health.heartbeat.__enter__)
+
+    def one_job():
+        with health.heartbeat:
+            pass
+
+    thread = threading.Thread(target=one_job)
     thread.start()
     thread.join()
-    health.heartbeat.__exit__(None, None, None)
     health.refuse()
     assert health.livez().ok
+
+
+def test_the_oldest_job_of_several_threads_decides():
+    clock = Clock()
+    health = ready_health(clock)
+    ends, begun = threading.Event(), threading.Event()
+
+    def stuck():
+        with health.heartbeat:
+            begun.set()
+            ends.wait(10)
+
+    thread = threading.Thread(target=stuck)
+    thread.start()
+    begun.wait(10)
+    clock.now_s += 61
+    with health.heartbeat:  # another lane works on
+        assert health.livez().reason == "inference_thread_stuck"
+    ends.set()
+    thread.join()
+    assert not health.heartbeat.busy

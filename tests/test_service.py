@@ -401,7 +401,7 @@ async def test_a_shared_search_ends_once_all_its_callers_have_left():
             await asyncio.wait(callers[:leave])
             captioner.gate.release()
             await asyncio.wait(callers)
-            await service._in_inference_thread(lambda: None)  # the batch has come to its end
+            assert await service._wait_until_idle(10)
             assert captioner.rows == [1] * steps
         assert lookups(client) == [0, 2, 2]
 

@@ -1,6 +1,8 @@
 """What a device can do for us, and to us: run out of memory, or fail for good."""
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Literal, TypeVar
 
 import torch
@@ -44,6 +46,43 @@ def fastest_precision(device: str) -> Precision:
         return "float32"
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()  # noqa: SLF001
     return "bfloat16" if native else "float32"
+
+
+class Cores:
+    """The cores of torch, shared by the calls under way: a lone call gets them all.
+
+    Two calls with a core each do half as much again as one after the other on two cores: many steps
+    of the search are too short to be split, and nobody waits for a core that others hold.
+
+    Args:
+        count: cores of all calls together.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._calls = 0
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def shared(self) -> Iterator[None]:
+        """Let the torch of this thread use its share until the end of the call."""
+        with self._lock:
+            self._calls += 1
+            share = max(1, self.count // self._calls)
+        before = torch.get_num_threads()
+        torch.set_num_threads(share)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+            with self._lock:
+                self._calls -= 1
+
+
+def take_one_core() -> None:
+    """Keep the torch of this thread on one core from now on."""
+    torch.get_num_threads()  # or the first operation would take over the setting of other threads
+    torch.set_num_threads(1)
 
 
 def settle(device: torch.device) -> None:

@@ -6,6 +6,7 @@ B images, K beams, T steps, R regions, S side of the network's square
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from app.captioner import beam, checkpoint, device, fused, image
+from app.captioner import beam, checkpoint, fused, image
+from app.captioner import device as device_
 from app.captioner.checkpoint import Checkpoint
 from app.captioner.device import Precision
 from app.captioner.errors import CheckpointError
@@ -86,6 +88,8 @@ class Captioner:
         device: a torch device string.
         directory: where the golden caption lies, if anywhere.
         precision: of the large products on a CPU, see `fused.fused`; a GPU computes in float32.
+        cores: of a CPU, for all calls of `caption` under way together; without it the number of
+            torch's threads stays the caller's business.
     """
 
     def __init__(
@@ -95,8 +99,10 @@ class Captioner:
         device: str = "cpu",
         directory: Path | None = None,
         precision: Precision = "float32",
+        cores: int | None = None,
     ) -> None:
         self.device = torch.device(device)
+        self._cores = None if cores is None else device_.Cores(cores)
         self.network = _prepared(loaded.network.to(self.device).eval(), precision)
         self.vocabulary = loaded.vocabulary
         self.manifest = loaded.manifest
@@ -105,7 +111,12 @@ class Captioner:
 
     @classmethod
     def load(
-        cls, directory: Path, *, device: str = "cpu", precision: Precision = "float32"
+        cls,
+        directory: Path,
+        *,
+        device: str = "cpu",
+        precision: Precision = "float32",
+        cores: int | None = None,
     ) -> Self:
         """Load and verify a directory of the model store.
 
@@ -113,7 +124,12 @@ class Captioner:
             CheckpointError: the directory cannot be trusted.
         """
         loaded = checkpoint.load(directory)
-        return cls(loaded, device=device, directory=directory, precision=precision)
+        return cls(loaded, device=device, directory=directory, precision=precision, cores=cores)
+
+    @property
+    def lanes(self) -> int:
+        """How many calls of `caption` may run side by side, each in a thread, with profit."""
+        return 1 if self._cores is None or self.device.type != "cpu" else self._cores.count
 
     def read(self, data: bytes, *, max_pixels: int) -> Tensor:
         """Turn the bytes of a JPEG, PNG or WebP file into the network's square.
@@ -152,7 +168,8 @@ class Captioner:
             OutOfMemory: the batch does not fit into the device; a smaller one may.
             DeviceFault: the device has failed for good.
         """
-        return device.guarded(partial(self._caption_batch, images, on_stage, wanted))
+        with nullcontext() if self._cores is None else self._cores.shared():
+            return device_.guarded(partial(self._caption_batch, images, on_stage, wanted))
 
     @torch.inference_mode()
     def _caption_batch(
@@ -160,7 +177,7 @@ class Captioner:
     ) -> list[tuple[Caption, ...]]:
         began_s = time.monotonic()
         features_BRD = self.network.encoder(torch.stack(list(images)).to(self.device))
-        device.settle(self.device)
+        device_.settle(self.device)
         encoded_s = time.monotonic()
         captions = self._caption_wanted(features_BRD, wanted)
         on_stage("encode", began_s, encoded_s)

@@ -1,6 +1,7 @@
 """What a device does to us, in our words."""
 
 import gc
+import threading
 import weakref
 
 import pytest
@@ -71,3 +72,48 @@ def test_out_of_memory_lets_go_of_what_the_job_held(monkeypatch):
     finally:
         gc.enable()
     assert alive == [False]
+
+
+def test_a_lone_call_gets_all_cores_and_two_share_them():
+    before = torch.get_num_threads()
+    cores, seen = device.Cores(4), []
+    with cores.shared():
+        seen.append(torch.get_num_threads())
+
+        def second():
+            with cores.shared():
+                seen.append(torch.get_num_threads())
+
+        thread = threading.Thread(target=second)
+        thread.start()
+        thread.join()
+        seen.append(torch.get_num_threads())
+    assert seen == [4, 2, 4]
+    assert torch.get_num_threads() == before
+    with cores.shared():
+        assert torch.get_num_threads() == 4
+
+
+def test_a_call_that_fails_gives_its_cores_back():
+    cores = device.Cores(3)
+    with pytest.raises(ValueError, match="broken"), cores.shared():
+        raise ValueError("broken")
+    with cores.shared():
+        assert torch.get_num_threads() == 3
+
+
+def test_a_thread_that_takes_one_core_keeps_to_it_whatever_others_do():
+    seen = []
+
+    def decoding():
+        device.take_one_core()
+        others = threading.Thread(target=torch.set_num_threads, args=(3,))
+        others.start()
+        others.join()
+        torch.ones(100_000).sum()
+        seen.append(torch.get_num_threads())
+
+    thread = threading.Thread(target=decoding)
+    thread.start()
+    thread.join()
+    assert seen == [1]

@@ -1,4 +1,5 @@
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -147,3 +148,21 @@ def test_warm_up_leaves_no_trace(captioner):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_gpu_says_the_golden_caption(tmp_path):
     Captioner.load(save_tiny_checkpoint(tmp_path), device="cuda").check_golden()
+
+
+def test_calls_side_by_side_say_what_they_say_alone():
+    captioner = Captioner(tiny_unpublished(), cores=2)
+    assert captioner.lanes == 2
+    batches = [read(captioner, *range(n, n + 3)) for n in range(0, 12, 3)]
+    alone = [captioner.caption(batch) for batch in batches]
+    with ThreadPoolExecutor(2) as threads:
+        together = list(threads.map(captioner.caption, batches))
+    for expected, found in zip(alone, together, strict=True):
+        for one, other in zip(expected, found, strict=True):
+            assert [(each.text, each.log_prob) for each in one] == [
+                (each.text, each.log_prob) for each in other
+            ]
+
+
+def test_a_captioner_that_was_told_no_cores_leaves_threads_alone_and_has_one_lane():
+    assert Captioner(tiny_unpublished()).lanes == 1
