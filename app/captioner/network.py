@@ -276,6 +276,17 @@ class Decoder(nn.Module):
         return hidden, cell, tuple(extra)
 
 
+def _small_norm(feature_width: int) -> nn.LayerNorm:
+    """Make features centred and small, as words are.
+
+    Adam moves every weight alike, so a thousand large features would move what they enter far at
+    each step.
+    """
+    norm = nn.LayerNorm(feature_width)
+    nn.init.constant_(norm.weight, 0.1)
+    return norm
+
+
 class MergeDecoder(Decoder):
     """The image meets the words after the LSTM, which sees words only.
 
@@ -305,13 +316,15 @@ class InjectDecoder(Decoder):
 
     def __init__(self, architecture: Architecture, feature_width: int) -> None:
         super().__init__(architecture)
+        self.normalise = _small_norm(feature_width)
         self.image = nn.Linear(feature_width, architecture.embedding_width)
         self.words = nn.Linear(self.hidden_width, architecture.words)
 
     def start(self, features_BRD: Tensor, beams: int) -> DecoderState:
         """Let the LSTM read the image."""
         state = super().start(features_BRD, beams)
-        image_BKE = self.image(features_BRD.mean(1, keepdim=True)).expand(-1, beams, -1)
+        mean_B1D = self.normalise(features_BRD.mean(1, keepdim=True))
+        image_BKE = self.image(mean_B1D).expand(-1, beams, -1)
         rows, _ = self._recur(self.input_gates(self.dropout(image_BKE)), state.rows)
         return DecoderState(state.image, rows)
 
@@ -335,10 +348,7 @@ class AttentionDecoder(Decoder):
     def __init__(self, architecture: Architecture, feature_width: int) -> None:
         super().__init__(architecture, extra_gates=1)
         width = self.hidden_width
-        # Adam moves every weight alike, so a thousand large features would move the regions far at
-        # each step: start them centred and small
-        self.normalise = nn.LayerNorm(feature_width)
-        nn.init.constant_(self.normalise.weight, 0.1)
+        self.normalise = _small_norm(feature_width)
         self.regions = nn.Linear(feature_width, width)
         self.image_gates = nn.Linear(width, self.gates * width, bias=False)
         self.keys = nn.Linear(width, width)
