@@ -372,7 +372,7 @@ class Meter:
     """
 
     pid: int
-    every_s: float = 0.5
+    every_s: float = 2.0  # reading it holds up a server that maps memory
     peak_bytes: int = 0
     _closing: threading.Event = field(default_factory=threading.Event, repr=False)
     _sampler: threading.Thread | None = field(default=None, repr=False)

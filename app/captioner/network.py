@@ -276,17 +276,6 @@ class Decoder(nn.Module):
         return hidden, cell, tuple(extra)
 
 
-def _small_norm(feature_width: int) -> nn.LayerNorm:
-    """Make features centred and small, as words are.
-
-    Adam moves every weight alike, so a thousand large features would move what they enter far at
-    each step.
-    """
-    norm = nn.LayerNorm(feature_width)
-    nn.init.constant_(norm.weight, 0.1)
-    return norm
-
-
 class MergeDecoder(Decoder):
     """The image meets the words after the LSTM, which sees words only.
 
@@ -316,7 +305,7 @@ class InjectDecoder(Decoder):
 
     def __init__(self, architecture: Architecture, feature_width: int) -> None:
         super().__init__(architecture)
-        self.normalise = _small_norm(feature_width)
+        self.normalise = nn.LayerNorm(feature_width)
         self.image = nn.Linear(feature_width, architecture.embedding_width)
         self.words = nn.Linear(self.hidden_width, architecture.words)
 
@@ -348,7 +337,10 @@ class AttentionDecoder(Decoder):
     def __init__(self, architecture: Architecture, feature_width: int) -> None:
         super().__init__(architecture, extra_gates=1)
         width = self.hidden_width
-        self.normalise = _small_norm(feature_width)
+        # Adam moves every weight alike, so a thousand large features would move the regions far at
+        # each step: start them centred and small
+        self.normalise = nn.LayerNorm(feature_width)
+        nn.init.constant_(self.normalise.weight, 0.1)
         self.regions = nn.Linear(feature_width, width)
         self.image_gates = nn.Linear(width, self.gates * width, bias=False)
         self.keys = nn.Linear(width, width)
