@@ -6,6 +6,7 @@ inference threads, one per lane of the captioner. Everything else happens on the
 
 import asyncio
 import hashlib
+import heapq
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -78,8 +79,12 @@ class CaptionService:
         self._decoders = ThreadPoolExecutor(
             settings.decode_threads, thread_name_prefix="decode", initializer=_take_one_core
         )
-        # Threads start when they are needed: the batcher asks for no more than there are lanes.
-        self._inference = ThreadPoolExecutor(_MOST_LANES, thread_name_prefix="inference")
+        # One thread per lane, started when it is first needed; a lone batch has always the first.
+        self._inference = [
+            ThreadPoolExecutor(1, thread_name_prefix=f"inference-{lane}")
+            for lane in range(_MOST_LANES)
+        ]
+        self._free_threads = list(range(_MOST_LANES))
         self._jobs: set[Future[Any]] = set()
         self._starting: asyncio.Task[None] | None = None
         self._misfits = 0
@@ -213,7 +218,10 @@ class CaptionService:
 
     async def _run_batch(self, images: "list[Tensor]", wanted: Wanted) -> "Sequence[_Captioned]":
         try:
-            captioned = await self._in_inference_thread(partial(self._forward, images, wanted))
+            alone = self._held <= len(images)  # nobody decodes, nobody waits
+            captioned = await self._in_inference_thread(
+                partial(self._forward, images, wanted, alone=alone)
+            )
         except OutOfMemory:
             self._telemetry.out_of_memory.inc()
             self._note_misfit(len(images))
@@ -232,10 +240,12 @@ class CaptionService:
         if self._misfits >= _MOST_MISFITS:
             self._health.fail("out_of_memory")
 
-    def _forward(self, images: "list[Tensor]", wanted: Wanted) -> "Sequence[_Captioned]":
+    def _forward(
+        self, images: "list[Tensor]", wanted: Wanted, *, alone: bool
+    ) -> "Sequence[_Captioned]":
         stages: list[tuple[str, float, float]] = []
         answers = self.captioner.caption(
-            images, on_stage=lambda *stage: stages.append(stage), wanted=wanted
+            images, on_stage=lambda *stage: stages.append(stage), wanted=wanted, alone=alone
         )
         for stage, began_s, ended_s in stages:
             self._telemetry.inference_duration.labels(stage).observe(ended_s - began_s)
@@ -246,10 +256,15 @@ class CaptionService:
             with self._health.heartbeat:
                 return job()
 
-        begun = self._inference.submit(beating)
+        number = heapq.heappop(self._free_threads)
+        begun = self._inference[number].submit(beating)
         self._jobs.add(begun)
-        begun.add_done_callback(self._jobs.discard)
+        begun.add_done_callback(lambda job: self._end(job, number))
         return await asyncio.wrap_future(begun)
+
+    def _end(self, job: "Future[Any]", number: int) -> None:
+        heapq.heappush(self._free_threads, number)
+        self._jobs.discard(job)
 
     # The life
 
@@ -267,7 +282,8 @@ class CaptionService:
         await self._batcher.close(patience_s)
         idle = await self._wait_until_idle(ends_s - loop.time())
         self._decoders.shutdown(wait=idle, cancel_futures=True)
-        self._inference.shutdown(wait=idle, cancel_futures=True)
+        for thread in self._inference:
+            thread.shutdown(wait=idle, cancel_futures=True)
 
     async def _start(self) -> None:
         try:

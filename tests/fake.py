@@ -47,6 +47,7 @@ class FakeCaptioner:
         self.batches = []
         self.lanes = 1
         self.warmed = []
+        self.alone = []  # what each batch was told
         self.golden_error = None
         self.device_errors = []  # raised by the next batches, one each
 
@@ -57,7 +58,8 @@ class FakeCaptioner:
             raise IMAGE_ERRORS[data]
         return Pixels(data)
 
-    def caption(self, images, *, on_stage=lambda *_: None, wanted=lambda _: True):
+    def caption(self, images, *, on_stage=lambda *_: None, wanted=lambda _: True, alone=True):
+        self.alone.append(alone)
         self.batches.append(list(images))
         self.entered.set()
         self.gate.wait(10)

@@ -138,7 +138,7 @@ async def test_the_network_runs_in_one_thread_and_decoding_in_others():
     async with serving(captioner, decode_threads=2) as client:
         service = client.app.state.door.service
         await asyncio.gather(*(service.caption(b"a", deadline_s()) for _ in range(9)))
-    assert seen["caption"] == {"inference_0"}
+    assert seen["caption"] == {"inference-0_0"}
     assert seen["read"] <= {"decode_0", "decode_1"}
 
 
@@ -439,3 +439,53 @@ async def test_an_upload_that_nobody_waits_for_any_more_leaves_the_queue():
         assert (await first)[0].text == "1"
     assert isinstance(late.exception(), DeadlineExceeded)
     assert captioner.batches == [[b"1"]]
+
+
+async def test_a_lone_batch_always_has_the_same_thread_and_two_have_two():
+    captioner = FakeCaptioner()
+    captioner.lanes = 2
+    names = []
+    say = captioner.caption
+
+    def caption(images, **options):
+        names.append(threading.current_thread().name)
+        return say(images, **options)
+
+    captioner.caption = caption
+    async with serving(captioner) as client:
+        service = client.app.state.door.service
+        captioner.gate.clear()
+        first = asyncio.create_task(service.caption(b"one", deadline_s()))
+        await asyncio.to_thread(captioner.entered.wait, 10)
+        captioner.entered.clear()
+        second = asyncio.create_task(service.caption(b"two", deadline_s()))
+        await asyncio.to_thread(captioner.entered.wait, 10)
+        captioner.gate.set()
+        await asyncio.gather(first, second)
+        for _ in range(3):
+            await service.caption(b"three", deadline_s())
+    first_lane, second_lane, *alone = names
+    assert first_lane.startswith("inference-0")
+    assert second_lane.startswith("inference-1")
+    assert set(alone) == {first_lane}
+
+
+async def test_a_batch_is_told_whether_it_is_all_there_is_to_do():
+    captioner = FakeCaptioner()
+    async with serving(captioner) as client:
+        headers = {"content-type": "image/png"}
+        await client.post("/v1/captions", content=b"one", headers=headers)
+        captioner.gate.clear()
+        first = asyncio.create_task(client.post("/v1/captions", content=b"1", headers=headers))
+        captioner.entered.clear()
+        await asyncio.to_thread(captioner.entered.wait, 10)
+        others = [
+            asyncio.create_task(client.post("/v1/captions", content=b"2", headers=headers))
+            for _ in range(9)
+        ]
+        service = client.app.state.door.service
+        while service.depth < 9:  # noqa: ASYNC110 - the queue tells nobody how deep it is
+            await asyncio.sleep(0.001)
+        captioner.gate.set()
+        await asyncio.gather(first, *others)
+    assert captioner.alone[:3] == [True, True, False]  # the third batch is eight of nine

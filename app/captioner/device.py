@@ -49,10 +49,12 @@ def fastest_precision(device: str) -> Precision:
 
 
 class Cores:
-    """The cores of torch, shared by the calls under way: a lone call gets them all.
+    """The cores of torch, shared by the calls under way: a lone call gets all, others one each.
 
-    Two calls with a core each do half as much again as one after the other on two cores: many steps
-    of the search are too short to be split, and nobody waits for a core that others hold.
+    Many steps of the search are too short to be split, so calls side by side with a core each do
+    more than one after the other with all cores. Only the thread that called first ever gets them
+    all: OpenMP keeps helpers for every thread that had several cores once, and when those are more
+    than the cores, all of them sleep between steps and wake late. That doubles a caption's time.
 
     Args:
         count: cores of all calls together.
@@ -61,14 +63,22 @@ class Cores:
     def __init__(self, count: int) -> None:
         self.count = count
         self._calls = 0
+        self._first: threading.Thread | None = None
         self._lock = threading.Lock()
 
     @contextmanager
-    def shared(self) -> Iterator[None]:
-        """Let the torch of this thread use its share until the end of the call."""
+    def shared(self, *, alone: bool = True) -> Iterator[None]:
+        """Let the torch of this thread use its share until the end of the call.
+
+        Args:
+            alone: whether nothing else in the process wants a core: helpers that wait for one hold
+                up the whole call.
+        """
         with self._lock:
             self._calls += 1
-            share = max(1, self.count // self._calls)
+            self._first = self._first or threading.current_thread()
+            lone = alone and self._calls == 1 and self._first is threading.current_thread()
+        share = self.count if lone else 1
         before = torch.get_num_threads()
         torch.set_num_threads(share)
         try:

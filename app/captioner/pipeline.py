@@ -150,6 +150,7 @@ class Captioner:
         *,
         on_stage: OnStage = _nobody,
         wanted: beam.Wanted = beam.everybody,
+        alone: bool = True,
     ) -> list[tuple[Caption, ...]]:
         """Caption one batch.
 
@@ -159,6 +160,7 @@ class Captioner:
                 monotonic clock.
             wanted: says whether somebody still waits for image b, and once it said no, says no for
                 ever; asked before the search and every few steps of it.
+            alone: whether the process has nothing else to do, see `device.Cores`.
 
         Returns:
             Per image its candidates, best first, at most ``search.beam_width``. Whom nobody waits
@@ -168,7 +170,7 @@ class Captioner:
             OutOfMemory: the batch does not fit into the device; a smaller one may.
             DeviceFault: the device has failed for good.
         """
-        with nullcontext() if self._cores is None else self._cores.shared():
+        with nullcontext() if self._cores is None else self._cores.shared(alone=alone):
             return device_.guarded(partial(self._caption_batch, images, on_stage, wanted))
 
     @torch.inference_mode()

@@ -74,7 +74,7 @@ def test_out_of_memory_lets_go_of_what_the_job_held(monkeypatch):
     assert alive == [False]
 
 
-def test_a_lone_call_gets_all_cores_and_two_share_them():
+def test_a_lone_call_gets_all_cores_and_another_beside_it_one():
     before = torch.get_num_threads()
     cores, seen = device.Cores(4), []
     with cores.shared():
@@ -88,7 +88,11 @@ def test_a_lone_call_gets_all_cores_and_two_share_them():
         thread.start()
         thread.join()
         seen.append(torch.get_num_threads())
-    assert seen == [4, 2, 4]
+    assert seen == [4, 1, 4]
+    thread = threading.Thread(target=second)  # alone now, but not the first
+    thread.start()
+    thread.join()
+    assert seen[3:] == [1]
     assert torch.get_num_threads() == before
     with cores.shared():
         assert torch.get_num_threads() == 4
@@ -117,3 +121,11 @@ def test_a_thread_that_takes_one_core_keeps_to_it_whatever_others_do():
     thread.start()
     thread.join()
     assert seen == [1]
+
+
+def test_a_call_that_is_not_alone_in_the_process_gets_one_core():
+    cores = device.Cores(4)
+    with cores.shared(alone=False):
+        assert torch.get_num_threads() == 1
+    with cores.shared():
+        assert torch.get_num_threads() == 4
