@@ -76,6 +76,7 @@ class MicroBatcher(Generic[In, Out]):
             for item n of the list; once nobody does, nobody ever will, and its answer is not read.
         max_batch: Most items in one call of ``run``.
         max_queue: Most items that wait.
+        least_beside: Fewest items worth a batch beside another; fewer wait for its end.
         max_queue_bytes: Most bytes that wait, as ``weigh`` tells.
         weigh: Gives the bytes of an item.
         watcher: Told about dispatches and callers who left.
@@ -89,6 +90,7 @@ class MicroBatcher(Generic[In, Out]):
         *,
         max_batch: int,
         max_queue: int,
+        least_beside: int = 1,
         max_queue_bytes: float = math.inf,
         weigh: Callable[[In], int] = lambda _: 0,
         watcher: Watcher | None = None,
@@ -97,6 +99,7 @@ class MicroBatcher(Generic[In, Out]):
         self._run = run
         self._ceiling = Ceiling(max_batch)
         self._max_queue = max_queue
+        self._least_beside = least_beside
         self._max_queue_bytes = max_queue_bytes
         self._weigh = weigh
         self._watcher = watcher
@@ -211,8 +214,11 @@ class MicroBatcher(Generic[In, Out]):
 
     def _take(self) -> list[_Item[In, Out]]:
         """Take live items from the queue: this lane's share of them, where others are free too."""
-        free = max(1, len(self._lanes) - len(self._batches))
-        most = min(self._ceiling.now, math.ceil(len(self._queue) / free))
+        waiting, worth = len(self._queue), self._least_beside
+        if self._batches and waiting < worth:
+            return []
+        lanes = max(1, min(len(self._lanes) - len(self._batches), waiting // worth))
+        most = min(self._ceiling.now, math.ceil(waiting / lanes))
         batch: list[_Item[In, Out]] = []
         while self._queue and len(batch) < most:
             batch += _live([self._queue.popleft()])

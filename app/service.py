@@ -92,6 +92,7 @@ class CaptionService:
             self._run_batch,
             max_batch=settings.max_batch,
             max_queue=settings.max_queue,
+            least_beside=max(1, settings.max_batch // 2),
             max_queue_bytes=settings.max_queue_bytes,
             weigh=lambda image: image.nbytes,
             watcher=telemetry,
@@ -218,7 +219,7 @@ class CaptionService:
 
     async def _run_batch(self, images: "list[Tensor]", wanted: Wanted) -> "Sequence[_Captioned]":
         try:
-            alone = self._held <= len(images)  # nobody decodes, nobody waits
+            alone = self._batcher.depth == 0  # nobody waits for a lane
             captioned = await self._in_inference_thread(
                 partial(self._forward, images, wanted, alone=alone)
             )

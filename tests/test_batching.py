@@ -505,3 +505,20 @@ async def test_lanes_count_in_the_estimate_of_when_to_come_back(monkeypatch):
         run.ends.release()
         await asyncio.gather(*callers)
         assert batcher.retry_after_s(3) == 12  # 7.9 s for two
+
+
+async def test_a_few_items_wait_for_the_batch_under_way_and_many_get_a_lane_of_their_own():
+    run = Lanes()
+    async with batching(run, lanes=2, least_beside=2) as batcher:
+        callers = await submit_all(batcher, [1])
+        await run.until(1)
+        callers += await submit_all(batcher, [2])
+        await asyncio.sleep(0)
+        assert run.begun == [[1]]
+        callers += await submit_all(batcher, [3])
+        await run.until(2)
+        assert run.begun == [[1], [2, 3]]
+        callers += await submit_all(batcher, [4])
+        for _ in range(3):
+            run.ends.release()
+        assert await asyncio.gather(*callers) == [1, 4, 9, 16]
