@@ -32,6 +32,7 @@ sys.path.append(str(BENCHMARKS))
 import alternatives  # noqa: E402 - programs, not a package
 import gpu  # noqa: E402
 import growth  # noqa: E402
+import ladder  # noqa: E402
 import limit  # noqa: E402
 import load  # noqa: E402
 import overload  # noqa: E402
@@ -583,3 +584,19 @@ def test_every_program_stands_in_the_readme():
     readme = (BENCHMARKS / "README.md").read_text(encoding="utf-8")
     programs = [path.name for path in BENCHMARKS.glob("*.py") if "__main__" in path.read_text()]
     assert [name for name in programs if f"| `{name}` |" not in readme] == []
+
+
+def test_the_ladder_begins_with_the_network_as_it_was_trained(tmp_path):
+    directory = save_tiny_checkpoint(tmp_path)
+    captioners = ladder.rungs(directory, 2)
+    assert list(captioners) == ["as trained", "folded, fused, packed", "bfloat16", "lanes"]
+    kinds = {type(part).__name__ for part in captioners["as trained"].network.modules()}
+    assert "BatchNorm2d" in kinds
+    assert captioners["lanes"].lanes == 2
+    rows = {
+        name: ladder.measure(each, torch.zeros(3, 64, 64, dtype=torch.uint8), 1)
+        for name, each in captioners.items()
+    }
+    first, *_, last = ladder.table_of(rows)[2:]
+    assert first.split()[-1] == "1.00"
+    assert last.startswith("lanes")

@@ -452,7 +452,7 @@ async def test_a_lone_batch_always_has_the_same_thread_and_two_have_two():
         return say(images, **options)
 
     captioner.caption = caption
-    async with serving(captioner) as client:
+    async with serving(captioner, max_batch=2) as client:
         service = client.app.state.door.service
         captioner.gate.clear()
         first = asyncio.create_task(service.caption(b"one", deadline_s()))

@@ -1,0 +1,107 @@
+"""What does each step of our engine bring, from the network as it was trained to lanes?
+
+Run: .venv/bin/python benchmarks/ladder.py photo.jpg
+"""
+
+import argparse
+import os
+import statistics
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import torch
+
+import result
+from app.captioner import checkpoint, fused
+from app.captioner.pipeline import Captioner
+from app.settings import PROJECT_ROOT, Settings
+from limit import MAX_PIXELS, Step, filled, medians_ms, network_steps
+
+BATCHES = (1, 8)
+Row = dict[str, float]
+
+
+def rungs(directory: Path, cores: int) -> dict[str, Captioner]:
+    """Give a captioner per step, each with what the ones before it have."""
+    loaded = checkpoint.load(directory)
+    captioners = {"as trained": Captioner(loaded)}
+    captioners["as trained"].network = loaded.network
+    if fused.available():
+        captioners["folded, fused, packed"] = Captioner(loaded)
+        captioners["bfloat16"] = Captioner(loaded, precision="bfloat16")
+        captioners["lanes"] = Captioner(loaded, precision="bfloat16", cores=cores)
+    return captioners
+
+
+def measure(captioner: Captioner, image: torch.Tensor, repeats: int) -> Row:
+    """Give milliseconds per image of encoder, search and both, by batch size."""
+    row: Row = {}
+    for batch in BATCHES:
+        images = filled([image], batch)
+        steps = network_steps(captioner, images)
+        steps["both"] = Step(partial(captioner.caption, images), batch)
+        taken = medians_ms(steps, repeats, captioner.device)
+        row |= {f"{stage} {batch}": ms for stage, ms in taken.items()}
+    row["side by side"] = side_by_side_ms(captioner, filled([image], BATCHES[-1]), repeats)
+    return row
+
+
+def side_by_side_ms(captioner: Captioner, images: Sequence[torch.Tensor], repeats: int) -> float:
+    """Give milliseconds per image when every lane has a batch, all the time."""
+    call = partial(captioner.caption, images, alone=captioner.lanes == 1)
+    with ThreadPoolExecutor(captioner.lanes) as lanes:
+        started = time.perf_counter()
+        for job in [lanes.submit(call) for _ in range(captioner.lanes * repeats)]:
+            job.result()
+        taken_s = time.perf_counter() - started
+    return taken_s * 1e3 / (captioner.lanes * repeats * len(images))
+
+
+def medians(rounds: Sequence[Row]) -> Row:
+    """Give the median of every figure."""
+    return {name: statistics.median(row[name] for row in rounds) for name in rounds[0]}
+
+
+def main() -> None:
+    """Print the table, then one JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("photo", type=Path, help="a JPEG, PNG or WebP file")
+    parser.add_argument("--checkpoint", type=Path, default=PROJECT_ROOT / Settings().checkpoint)
+    parser.add_argument("--cores", type=int, default=os.cpu_count())
+    parser.add_argument("--repeats", type=int, default=5, help="of a step in a round")
+    parser.add_argument("--rounds", type=int, default=3)
+    result.add_output(parser)
+    args = parser.parse_args()
+    torch.set_num_threads(args.cores)
+    captioners = rungs(args.checkpoint, args.cores)
+    image = captioners["as trained"].read(args.photo.read_bytes(), max_pixels=MAX_PIXELS)
+    seen: dict[str, list[Row]] = {name: [] for name in captioners}
+    for _ in range(args.rounds):
+        for name, captioner in captioners.items():
+            seen[name].append(measure(captioner, image, args.repeats))
+    rows = {name: medians(each) for name, each in seen.items()}
+    line = {"benchmark": "ladder", "cores": args.cores, "ms_per_image": rows}
+    result.report(table_of(rows), line, args.output)
+
+
+def table_of(rows: dict[str, Row]) -> list[str]:
+    """Give the lines of the table; the last column compares with the network as trained."""
+    names = list(next(iter(rows.values())))
+    first = rows["as trained"]["side by side"]
+    return [
+        "milliseconds per image, median; stage and batch size; side by side: a batch in every lane",
+        f"{'step':<22}" + "".join(f"{name:>13}" for name in names) + f"{'times faster':>13}",
+        *(
+            f"{step:<22}"
+            + "".join(f"{row[name]:13.1f}" for name in names)
+            + f"{first / row['side by side']:13.2f}"
+            for step, row in rows.items()
+        ),
+    ]
+
+
+if __name__ == "__main__":
+    main()
