@@ -121,6 +121,11 @@ class MicroBatcher(Generic[In, Out]):
         """How many items a batch may have now."""
         return self._ceiling.now
 
+    @property
+    def seconds_per_item(self) -> float:
+        """What an item took lately, all lanes together; 0 before the first batch."""
+        return self._seconds_per_item
+
     def start(self, lanes: int = 1) -> None:
         """Begin to run batches, so many side by side. Items submitted earlier have waited for it.
 

@@ -47,6 +47,7 @@ class Admission:
         settings: The limits.
         check_accepting: Raises NotReady while the service takes no work.
         retry_after_s: Estimates when there will be room.
+        seconds_per_image: What an image takes at present, all lanes together.
         telemetry: Told about what is in flight and who is turned away.
     """
 
@@ -57,6 +58,7 @@ class Admission:
         settings: Settings,
         check_accepting: Callable[[], None],
         retry_after_s: Callable[[], int],
+        seconds_per_image: Callable[[], float],
         telemetry: Telemetry,
     ) -> None:
         self.app = app
@@ -64,6 +66,7 @@ class Admission:
         self._keys = Keys(settings.api_keys)
         self._check_accepting = check_accepting
         self._retry_after_s = retry_after_s
+        self._seconds_per_image = seconds_per_image
         self._telemetry = telemetry
         self._inflight_requests = 0
         self._inflight_bytes = 0
@@ -97,6 +100,7 @@ class Admission:
             )
             patience_s = min(self._settings.deadline_s, _asked_timeout_s(headers))
             self._check_room(key, declared_bytes)
+            self._check_wait(scope["method"], patience_s)
         except (Refusal, NotReady, Overloaded) as reason:
             raise _Refused(reason) from None
         return _Entry(key, declared_bytes, scope["state"]["arrived_s"] + patience_s)
@@ -108,6 +112,16 @@ class Admission:
         limit = self._settings.max_inflight_per_key
         if key is not None and self._inflight_of_key[key] >= limit:
             raise TooManyRequests(limit, self._retry_after_s())
+
+    def _check_wait(self, method: str, patience_s: float) -> None:
+        """Turn away at the door who would wait too long: a body read in vain costs the others.
+
+        One batch may always enter, or a single slow one would close the door for good.
+        """
+        ahead = self._inflight_requests
+        wait_s = (ahead + 1) * self._seconds_per_image()
+        if method == "POST" and ahead >= self._settings.max_batch and wait_s > patience_s / 2:
+            raise Overloaded(self._retry_after_s())
 
     @contextmanager
     def _inflight(self, entry: "_Entry") -> Iterator[None]:

@@ -121,6 +121,11 @@ class CaptionService:
         """How many images a batch may have now."""
         return self._batcher.ceiling
 
+    @property
+    def seconds_per_image(self) -> float:
+        """What an image takes at present, all lanes together."""
+        return self._batcher.seconds_per_item
+
     # The journey
 
     @contextmanager

@@ -489,3 +489,32 @@ async def test_a_batch_is_told_whether_it_is_all_there_is_to_do():
         captioner.gate.set()
         await asyncio.gather(first, *others)
     assert captioner.alone[:3] == [True, True, False]  # the third batch is eight of nine
+
+
+@pytest.mark.parametrize(
+    ("seconds_per_image", "patience", "status"),
+    [(20.0, "30", 503), (0.001, "30", 200), (1.0, "30", 200), (1.0, "4", 503)],
+)
+async def test_who_would_wait_too_long_is_turned_away_at_the_door(
+    seconds_per_image, patience, status
+):
+    captioner = FakeCaptioner()
+    headers = {"content-type": "image/png", "x-request-timeout": patience}
+    async with serving(captioner, max_batch=2) as client:
+        captioner.gate.clear()
+        first = [
+            asyncio.create_task(client.post("/v1/captions", content=b"1", headers=headers))
+            for _ in range(2)
+        ]
+        await asyncio.to_thread(captioner.entered.wait, 10)
+        await asyncio.sleep(0.01)
+        client.app.state.door.service._batcher._seconds_per_item = seconds_per_image
+        late = asyncio.create_task(client.post("/v1/captions", content=b"2", headers=headers))
+        await asyncio.sleep(0.01)
+        captioner.gate.set()
+        answer, *others = await asyncio.gather(late, *first)
+    assert answer.status_code == status
+    if status == 503:
+        assert answer.json()["code"] == "overloaded"
+        assert int(answer.headers["retry-after"]) >= 1
+    assert [each.status_code for each in others] == [200, 200]
