@@ -213,7 +213,8 @@ async def _post_until_closed(service):
     async with httpx.AsyncClient(base_url=service.url) as client:
         while (await client.get("/readyz")).status_code == 200:  # noqa: ASYNC110 - over HTTP
             await asyncio.sleep(0.01)
-        with contextlib.suppress(httpx.ConnectError):
+        # Nobody listens any more, or the kept connection was closed while we wrote into it.
+        with contextlib.suppress(httpx.ConnectError, httpx.ReadError, httpx.WriteError):
             while True:
                 answer = await client.post("/v1/captions", files={"image": ("a.png", photo())})
                 statuses.append(answer.status_code)

@@ -89,7 +89,9 @@ class Callers:
                 ask, status = ways[number % len(ways)]
                 answer = await client.post("/v1/captions", **ask())
                 self.answered += 1
-                if answer.status_code != status:
+                # with others ahead, who has no time is turned away at the door
+                allowed = {503, 504} if status == 504 else {status}
+                if answer.status_code not in allowed:
                     self.wrong.append((number % len(ways), answer.status_code, answer.text))
                 if number % (REQUESTS // LOOKS) == 0:
                     self.looks.append(resident_mib(self.service.process.pid))
