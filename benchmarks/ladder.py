@@ -16,6 +16,7 @@ import torch
 
 import result
 from app.captioner import checkpoint, fused
+from app.captioner.device import fastest_precision
 from app.captioner.pipeline import Captioner
 from app.settings import PROJECT_ROOT, Settings
 from limit import MAX_PIXELS, Step, filled, medians_ms, network_steps
@@ -31,8 +32,10 @@ def rungs(directory: Path, cores: int) -> dict[str, Captioner]:
     captioners["as trained"].network = loaded.network
     if fused.available():
         captioners["folded, fused, packed"] = Captioner(loaded)
-        captioners["bfloat16"] = Captioner(loaded, precision="bfloat16")
-        captioners["lanes"] = Captioner(loaded, precision="bfloat16", cores=cores)
+        fastest = fastest_precision("cpu")
+        if fastest != "float32":
+            captioners[fastest] = Captioner(loaded, precision=fastest)
+        captioners["lanes"] = Captioner(loaded, precision=fastest, cores=cores)
     return captioners
 
 

@@ -589,7 +589,8 @@ def test_every_program_stands_in_the_readme():
 def test_the_ladder_begins_with_the_network_as_it_was_trained(tmp_path):
     directory = save_tiny_checkpoint(tmp_path)
     captioners = ladder.rungs(directory, 2)
-    assert list(captioners) == ["as trained", "folded, fused, packed", "bfloat16", "lanes"]
+    names = ["as trained", "folded, fused, packed", "lanes"]
+    assert [name for name in captioners if name != "bfloat16"] == names
     kinds = {type(part).__name__ for part in captioners["as trained"].network.modules()}
     assert "BatchNorm2d" in kinds
     assert captioners["lanes"].lanes == 2

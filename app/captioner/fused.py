@@ -57,6 +57,11 @@ def available() -> bool:
     )
 
 
+def computes(dtype: torch.dtype) -> bool:
+    """Say whether oneDNN can compute in this type on this CPU."""
+    return dtype == torch.float32 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())  # noqa: SLF001
+
+
 @torch.no_grad()
 def fused(network: Network, dtype: torch.dtype) -> Network:
     """Prepare a network for inference on a CPU.

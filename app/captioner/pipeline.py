@@ -121,7 +121,7 @@ class Captioner:
         """Load and verify a directory of the model store.
 
         Raises:
-            CheckpointError: the directory cannot be trusted.
+            CheckpointError: the directory cannot be trusted, or the CPU lacks the precision.
         """
         loaded = checkpoint.load(directory)
         return cls(loaded, device=device, directory=directory, precision=precision, cores=cores)
@@ -267,7 +267,10 @@ class Captioner:
 def _prepared(network: Network, precision: Precision) -> Network:
     if network.encoder.mean.device.type != "cpu" or not fused.available():
         return network
-    return fused.fused(network, getattr(torch, precision))
+    dtype = getattr(torch, precision)
+    if not fused.computes(dtype):
+        raise CheckpointError(f"this CPU cannot compute in {precision}: choose float32")
+    return fused.fused(network, dtype)
 
 
 def _to_host(beams: beam.Beams) -> _Found:
