@@ -484,8 +484,7 @@ async def test_a_batch_is_told_whether_it_is_all_there_is_to_do():
             for _ in range(9)
         ]
         service = client.app.state.door.service
-        while service.depth < 9:  # noqa: ASYNC110 - the queue tells nobody how deep it is
-            await asyncio.sleep(0.001)
+        await until(lambda: service.depth == 9)
         captioner.gate.set()
         await asyncio.gather(first, *others)
     assert captioner.alone[:3] == [True, True, False]  # the third batch is eight of nine
@@ -506,11 +505,11 @@ async def test_who_would_wait_too_long_is_turned_away_at_the_door(
             asyncio.create_task(client.post("/v1/captions", content=b"1", headers=headers))
             for _ in range(2)
         ]
-        await asyncio.to_thread(captioner.entered.wait, 10)
-        await asyncio.sleep(0.01)
-        client.app.state.door.service._batcher._seconds_per_item = seconds_per_image
+        service = client.app.state.door.service
+        await until(lambda: service._held == 2)
+        service._batcher._seconds_per_item = seconds_per_image
         late = asyncio.create_task(client.post("/v1/captions", content=b"2", headers=headers))
-        await asyncio.sleep(0.01)
+        await until(lambda: late.done() or service._held == 3)  # turned away, or let in
         captioner.gate.set()
         answer, *others = await asyncio.gather(late, *first)
     assert answer.status_code == status

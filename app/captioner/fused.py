@@ -28,7 +28,7 @@ _OPERATORS = (
 )
 EXACT_CONVOLUTIONS = 3
 """The first ones see pixels, have few weights, and what they round grows on the way: in bfloat16
-too they would double the error of MobileNetV2's features and save a twentieth of its time."""
+too they would raise the error of MobileNetV2's features by two thirds and save a twentieth of its time."""
 _SEVERAL = 2
 """oneDNN wants one layout of a weight for a single image and another for two or more."""
 
@@ -214,6 +214,6 @@ class _Linear(nn.Module):
 
     def forward(self, rows_NI: Tensor) -> Tensor:
         rows_NO: Tensor = torch.ops.mkldnn._linear_pointwise(  # noqa: SLF001
-            rows_NI.to(self._dtype), self._weight, self._bias, *_NO_ACTIVATION[:1], [], ""
+            rows_NI.to(self._dtype), self._weight, self._bias, _NO_ACTIVATION.name, [], ""
         )
         return rows_NO.float()

