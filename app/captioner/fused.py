@@ -28,7 +28,7 @@ _OPERATORS = (
 )
 EXACT_CONVOLUTIONS = 3
 """The first ones see pixels, have few weights, and what they round grows on the way: in bfloat16
-too they would raise the error of MobileNetV2's features by two thirds and save a twentieth of its time."""
+too they would raise the error of MobileNetV2's features by two thirds and win little time."""
 _SEVERAL = 2
 """oneDNN wants one layout of a weight for a single image and another for two or more."""
 
