@@ -34,6 +34,7 @@ Result = TypeVar("Result")
 OnStage = Callable[[str, float, float], None]
 _Key = tuple[tuple[str, ...], bytes]  # a checkpoint, and the sha256 of an upload
 _MOST_LANES = 8  # beyond that, lanes would wait for one another's Python
+_LEAST_BESIDE = 2  # a single image costs a lane half as much again as one of a pair
 _MOST_MISFITS = 6  # single images in a row that did not fit
 _LARGE_BYTES = 256 * 1024
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
@@ -92,7 +93,7 @@ class CaptionService:
             self._run_batch,
             max_batch=settings.max_batch,
             max_queue=settings.max_queue,
-            least_beside=max(1, settings.max_batch // 2),
+            least_beside=_LEAST_BESIDE,
             max_queue_bytes=settings.max_queue_bytes,
             weigh=lambda image: image.nbytes,
             watcher=telemetry,
@@ -197,7 +198,8 @@ class CaptionService:
     ) -> "tuple[Caption, ...]":
         """Take one upload through decoding, the queue and the network."""
         arrived_s = time.monotonic()
-        image = await self._read(data, deadline_s)
+        with self._batcher.expecting():
+            image = await self._read(data, deadline_s)
         decoded_s = time.monotonic()
         captioned = await self._batcher.submit(image, deadline_s)
         on_stage("decode", arrived_s, decoded_s)
@@ -224,7 +226,7 @@ class CaptionService:
 
     async def _run_batch(self, images: "list[Tensor]", wanted: Wanted) -> "Sequence[_Captioned]":
         try:
-            alone = self._batcher.depth == 0  # nobody waits for a lane
+            alone = self._held <= len(images)  # no other upload is read, decoded or waits
             captioned = await self._in_inference_thread(
                 partial(self._forward, images, wanted, alone=alone)
             )

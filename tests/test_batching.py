@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.batching import Closed, DeadlineExceeded, DoesNotFit, MicroBatcher, Overloaded
+from app.batching import (
+    PATIENCE_S,
+    Closed,
+    DeadlineExceeded,
+    DoesNotFit,
+    MicroBatcher,
+    Overloaded,
+)
 from app.ceiling import Ceiling
 from fake import pass_time
 
@@ -522,3 +529,49 @@ async def test_a_few_items_wait_for_the_batch_under_way_and_many_get_a_lane_of_t
         for _ in range(3):
             run.ends.release()
         assert await asyncio.gather(*callers) == [1, 4, 9, 16]
+
+
+async def test_an_item_waits_for_another_that_is_being_prepared():
+    run, ready = Squares(), asyncio.Event()
+
+    async def prepare_and_submit(batcher):
+        with batcher.expecting():
+            await ready.wait()
+        return await batcher.submit(3, FAR_S)
+
+    async with batching(run) as batcher:
+        late = asyncio.create_task(prepare_and_submit(batcher))
+        await asyncio.sleep(0)
+        (early,) = await submit_all(batcher, [2])
+        await asyncio.sleep(0)
+        assert run.batches == []
+        ready.set()
+        assert await asyncio.gather(early, late) == [4, 9]
+    assert run.batches == [[2, 3]]
+
+
+async def test_an_item_waits_no_longer_for_one_that_never_comes():
+    run = Squares()
+    async with batching(run) as batcher:
+        with contextlib.suppress(ArithmeticError), batcher.expecting():
+            callers = await submit_all(batcher, [2])
+            raise ArithmeticError
+        assert await asyncio.gather(*callers) == [4]
+
+
+async def test_patience_with_a_slow_preparation_ends():
+    run = Squares()
+    async with batching(run) as batcher:
+        with batcher.expecting():
+            callers = await submit_all(batcher, [2])
+            await asyncio.sleep(0)
+            assert run.batches == []
+            pass_time(PATIENCE_S)
+            assert await asyncio.gather(*callers) == [4]
+
+
+async def test_a_full_batch_waits_for_nobody():
+    run = Squares()
+    async with batching(run, max_batch=2) as batcher:
+        with batcher.expecting():
+            assert await asyncio.gather(*await submit_all(batcher, [2, 3])) == [4, 9]

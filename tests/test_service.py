@@ -458,10 +458,10 @@ async def test_a_lone_batch_always_has_the_same_thread_and_two_have_two():
         first = asyncio.create_task(service.caption(b"one", deadline_s()))
         await asyncio.to_thread(captioner.entered.wait, 10)
         captioner.entered.clear()
-        second = asyncio.create_task(service.caption(b"two", deadline_s()))
+        pair = [asyncio.create_task(service.caption(b"two", deadline_s())) for _ in range(2)]
         await asyncio.to_thread(captioner.entered.wait, 10)
         captioner.gate.set()
-        await asyncio.gather(first, second)
+        await asyncio.gather(first, *pair)
         for _ in range(3):
             await service.caption(b"three", deadline_s())
     first_lane, second_lane, *alone = names
@@ -488,6 +488,48 @@ async def test_a_batch_is_told_whether_it_is_all_there_is_to_do():
         captioner.gate.set()
         await asyncio.gather(first, *others)
     assert captioner.alone[:3] == [True, True, False]  # the third batch is eight of nine
+
+
+async def test_a_photo_that_is_decoded_keeps_a_batch_from_taking_all_cores():
+    captioner = FakeCaptioner()
+    headers = {"content-type": "image/png"}
+    decoded = threading.Event()
+    read = captioner.read
+
+    def slow_read(data, **options):
+        if data == b"slow":
+            decoded.wait(10)
+        return read(data, **options)
+
+    captioner.read = slow_read
+    async with serving(captioner) as client:
+        service = client.app.state.door.service
+        late = asyncio.create_task(client.post("/v1/captions", content=b"slow", headers=headers))
+        await until(lambda: service._held == 1)
+        early = await client.post("/v1/captions", content=b"quick", headers=headers)
+        decoded.set()
+        assert [each.status_code for each in (early, await late)] == [200, 200]
+    assert captioner.alone == [False, True]
+
+
+async def test_photos_decoded_together_leave_together():
+    captioner = FakeCaptioner()
+    decoding = threading.Barrier(2)
+    read = captioner.read
+
+    def slow_read(data, **options):
+        decoding.wait(10)
+        if data == b"slow":
+            time.sleep(0.005)  # below the patience of the batcher
+        return read(data, **options)
+
+    captioner.read = slow_read
+    async with serving(captioner) as client:
+        service = client.app.state.door.service
+        await asyncio.gather(
+            service.caption(b"quick", deadline_s()), service.caption(b"slow", deadline_s())
+        )
+    assert captioner.batches == [[b"quick", b"slow"]]
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,8 @@ class Decoder(Protocol[State]):
         """Read one word per beam.
 
         Returns:
-            ``logits_BKV``, the next state, and ``attention_BKR`` where the decoder has one.
+            ``logits_BKV``, which the search may overwrite, the next state, and ``attention_BKR``
+            where the decoder has one.
         """
 
     def reorder(self, state: State, parents_BK: Tensor) -> State:
@@ -189,13 +190,15 @@ def _following(
     The K best continuations of an image are among the K best of each of its beams, so the other
     words are only counted, in the softmax's denominator.
     """
-    logits_BKV = logits_BKV.float().index_fill(-1, forbidden, -torch.inf)
+    logits_BKV = logits_BKV.float()
+    logits_BKV.index_fill_(-1, forbidden, -torch.inf)
     if step < options.min_words:
         logits_BKV[..., eos] = -torch.inf
-    whole_BK1 = logits_BKV.logsumexp(-1, keepdim=True)
+    best = logits_BKV.topk(min(options.beam_width, logits_BKV.shape[-1]))
+    most_BK1 = best.values[..., :1]
+    whole_BK1 = (logits_BKV - most_BK1).exp_().sum(-1, keepdim=True).log_().add_(most_BK1)
     if step == options.max_words:
         return _only_end(logits_BKV[..., eos : eos + 1] - whole_BK1, eos)
-    best = logits_BKV.topk(min(options.beam_width, logits_BKV.shape[-1]))
     return _Following(best.indices, best.values - whole_BK1)
 
 
@@ -272,21 +275,34 @@ def _together(beams: list[_Beam]) -> _Beam:
 def _read_back(beam: _Beam, traces: list[_Trace], eos: int, alpha: float) -> Beams:
     """Follow the parents from the last step to the first; topk left the best beam first."""
     slots_BK = torch.arange(beam.words_BK.shape[1], device=beam.words_BK.device)
-    slots_BK, columns = slots_BK.expand_as(beam.words_BK), []
-    for trace in (_spread(trace, beam, eos) for trace in reversed(traces)):
-        columns.append(_pick(trace, slots_BK))
-        slots_BK = trace.parents_BK.gather(1, slots_BK)
-    words, log_probs, attention = zip(*reversed(columns), strict=True)
-    words_BKT = torch.stack(words, dim=-1)
+    slots_BK = slots_BK.expand_as(beam.words_BK)
+    whole = [_spread(trace, beam, eos) for trace in traces]
+    slots = [slots_BK]
+    for trace in reversed(whole):
+        slots.append(trace.parents_BK.gather(1, slots[-1]))
+    parents_BKT, slots_BKT = (torch.stack(each, dim=-1) for each in (slots[:0:-1], slots[-2::-1]))
+    words_BKT, word_log_probs_BKT = (
+        torch.stack(each, dim=-1).gather(1, slots_BKT)
+        for each in ([t.words_BK for t in whole], [t.word_log_probs_BK for t in whole])
+    )
     log_probs_BK = beam.log_probs_BK.masked_fill(~beam.finished_BK, -torch.inf)
     return Beams(
         words_BKT,
         (words_BKT != eos).sum(-1),
         log_probs_BK,
         _score(log_probs_BK, beam.steps_BK, alpha),
-        torch.stack(log_probs, dim=-1),
-        None if attention[0] is None else torch.stack(attention, dim=2),
+        word_log_probs_BKT,
+        _attention(whole, parents_BKT),
     )
+
+
+def _attention(traces: list[_Trace], parents_BKT: Tensor) -> Tensor | None:
+    """Give what each word looked at: it was its parent that paid attention."""
+    paid = [trace.attention_BKR for trace in traces if trace.attention_BKR is not None]
+    if not paid:
+        return None
+    paid_BKTR = torch.stack(paid, dim=2)
+    return paid_BKTR.gather(1, parents_BKT.unsqueeze(-1).expand_as(paid_BKTR))
 
 
 def _spread(trace: _Trace, beam: _Beam, eos: int) -> _Trace:
@@ -306,13 +322,3 @@ def _spread(trace: _Trace, beam: _Beam, eos: int) -> _Trace:
         torch.zeros_like(beam.log_probs_BK).index_copy(0, here_B, trace.word_log_probs_BK),
         attention_BKR,
     )
-
-
-def _pick(trace: _Trace, slots_BK: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Read one step's column for the given slots. Attention was paid by the parent."""
-    words_BK = trace.words_BK.gather(1, slots_BK)
-    log_probs_BK = trace.word_log_probs_BK.gather(1, slots_BK)
-    if trace.attention_BKR is None:
-        return words_BK, log_probs_BK, None
-    parents_BK1 = trace.parents_BK.gather(1, slots_BK).unsqueeze(-1)
-    return words_BK, log_probs_BK, trace.attention_BKR.take_along_dim(parents_BK1, dim=1)

@@ -15,6 +15,7 @@ from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -29,8 +30,12 @@ _OPERATORS = (
 EXACT_CONVOLUTIONS = 3
 """The first ones see pixels, have few weights, and what they round grows on the way: in bfloat16
 too they would raise the error of MobileNetV2's features by two thirds and win little time."""
+EXACT_WORDS = 16
+"""So many of the likeliest words are scored in float32, several times what a beam can keep."""
 _SEVERAL = 2
-"""oneDNN wants one layout of a weight for a single image and another for two or more."""
+"""oneDNN wants one layout of a weight for a single image, which depends on the number of cores that
+share it, and another for two images or more. With a layout of two cores, one core takes twice as
+long for an image."""
 
 
 class _Activation(NamedTuple):
@@ -174,18 +179,19 @@ class _Convolution(nn.Module):
         self._packed: dict[tuple[int, ...], Tensor] = {}
 
     def forward(self, maps_BCHW: Tensor) -> Tensor:
-        weight = self._weight_for((min(len(maps_BCHW), _SEVERAL), *maps_BCHW.shape[1:]))
+        weight = self._weight_for(min(len(maps_BCHW), _SEVERAL), *maps_BCHW.shape[1:])
         result: Tensor = torch.ops.mkldnn._convolution_pointwise(  # noqa: SLF001 - no public name
             maps_BCHW, weight, self.bias, *self._geometry, *self._activation
         )
         return result
 
-    def _weight_for(self, shape: tuple[int, ...]) -> Tensor:
-        if shape not in self._packed:
-            self._packed[shape] = torch.ops.mkldnn._reorder_convolution_weight(  # noqa: SLF001
+    def _weight_for(self, *shape: int) -> Tensor:
+        cores = torch.get_num_threads() if shape[0] < _SEVERAL else 0
+        if (cores, *shape) not in self._packed:
+            self._packed[cores, *shape] = torch.ops.mkldnn._reorder_convolution_weight(  # noqa: SLF001
                 self.weight, *self._geometry, list(shape)
             )
-        return self._packed[shape]
+        return self._packed[cores, *shape]
 
 
 # --- decoder ------------------------------------------------------------------------------------
@@ -196,9 +202,32 @@ def _fused_decoder(decoder: Decoder, dtype: torch.dtype) -> Decoder:
     prepared.word_gates_VG = prepared.input_gates(prepared.embedding.weight)
     for name, layer in list(prepared.named_children()):
         if isinstance(layer, nn.Linear):
-            exact = name == "words"  # word scores are compared: their rounding would choose words
-            prepared.set_submodule(name, _Linear(layer, torch.float32 if exact else dtype))
+            exact = name == "words" and dtype != torch.float32
+            prepared.set_submodule(
+                name, _WordScores(layer, dtype) if exact else _Linear(layer, dtype)
+            )
     return prepared
+
+
+class _WordScores(nn.Module):
+    """Word scores from rounded weights, the likeliest ones exact.
+
+    Word scores are compared: their rounding would choose words. Among all of them it hardly moves
+    the denominator of the softmax, and reading the weights once a step is what a search spends
+    most of its time on.
+    """
+
+    def __init__(self, layer: nn.Linear, dtype: torch.dtype) -> None:
+        super().__init__()
+        self._rounded = _Linear(layer, dtype)
+        self._weight_VI, self._bias_V = layer.weight, layer.bias
+
+    def forward(self, rows_BKI: Tensor) -> Tensor:
+        scores_BKV: Tensor = self._rounded(rows_BKI)
+        words_BKN = scores_BKV.topk(min(EXACT_WORDS, scores_BKV.shape[-1])).indices
+        weights_BKNI = F.embedding(words_BKN, self._weight_VI)
+        exact_BKN = (weights_BKNI * rows_BKI.unsqueeze(-2)).sum(-1) + self._bias_V[words_BKN]
+        return scores_BKV.scatter_(-1, words_BKN, exact_BKN)
 
 
 class _Linear(nn.Module):

@@ -208,8 +208,12 @@ class Decoder(nn.Module):
 
     def reorder(self, state: DecoderState, parents_BK: Tensor) -> DecoderState:
         """Let beam k of each image go on from beam ``parents[b, k]``."""
-        index_BK1 = parents_BK.unsqueeze(-1)
-        hidden, cell = (row.take_along_dim(index_BK1, dim=1) for row in state.rows)
+        B, K = parents_BK.shape
+        first_B1 = torch.arange(0, B * K, K, device=parents_BK.device).unsqueeze(1)
+        rows_N = (first_B1 + parents_BK).flatten()
+        hidden, cell = (
+            row.flatten(0, 1).index_select(0, rows_N).view_as(row) for row in state.rows
+        )
         return DecoderState(state.image, (hidden, cell))
 
     def select(self, state: DecoderState, images_B: Tensor) -> DecoderState:

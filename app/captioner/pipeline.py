@@ -219,10 +219,12 @@ class Captioner:
         return [self._candidates(found, b) for b in range(len(found.scores_BK))]
 
     def warm_up(self, batch_sizes: Iterable[int]) -> None:
-        """Run each batch size once, so that no user pays for first-time work."""
+        """Run each batch size once, with all cores and with one: no user pays for first times."""
         size_px = self._geometry.size_px
         for size in batch_sizes:
-            self.caption([torch.zeros(3, size_px, size_px, dtype=torch.uint8)] * size)
+            for alone in (True, False) if self.lanes > 1 else (True,):
+                blank = torch.zeros(3, size_px, size_px, dtype=torch.uint8)
+                self.caption([blank] * size, alone=alone)
 
     def check_golden(self) -> None:
         """Say the golden caption.

@@ -75,6 +75,25 @@ def test_every_decoder_gives_the_same_words_and_attention(decoder):
         torch.testing.assert_close(attention, expected_attention, rtol=1e-4, atol=1e-4)
 
 
+@torch.inference_mode()
+def test_the_likeliest_words_have_exact_scores_in_bfloat16_too():
+    if not fused.computes(torch.bfloat16):
+        pytest.skip("a CPU without bfloat16")
+    torch.manual_seed(0)
+    architecture = Architecture(
+        encoder="mobilenet_v2", features="grid", decoder="attention", words=500, hidden_width=64
+    )
+    network = Network(architecture).eval()
+    torch.nn.init.normal_(network.decoder.words.weight)
+    rows_BKH = torch.randn(4, 3, 64)
+    exact_BKV = network.decoder.words(rows_BKH)
+    scores_BKV = fused.fused(network, torch.bfloat16).decoder.words(rows_BKH)
+    best = exact_BKV.topk(fused.EXACT_WORDS // 2)
+    torch.testing.assert_close(scores_BKV.gather(-1, best.indices), best.values)
+    assert 1e-3 < (scores_BKV - exact_BKV).abs().max() < 0.2
+    torch.testing.assert_close(scores_BKV.logsumexp(-1), exact_BKV.logsumexp(-1), atol=1e-3, rtol=0)
+
+
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_caption_is_the_same_bit_by_bit_alone_and_in_company(precision):
     if not fused.computes(getattr(torch, precision)):
