@@ -172,6 +172,7 @@ class PlainCaptioner:
         said: list[list[list[int]]] = [[[] for _ in range(K)] for _ in range(B)]
         for step in range(most + 1):
             logits, hidden, cell = self.decoder(words.flatten(), hidden, cell, seen)
+            self._block_repeats(logits.view(B, K, -1), said)
             log_probs = self._log_probs(logits, step).view(B, K, -1)
             log_probs[done] = -torch.inf
             log_probs[..., EOS][done] = 0
@@ -188,6 +189,16 @@ class PlainCaptioner:
             rows = (parents + K * torch.arange(B).unsqueeze(-1)).flatten()
             hidden, cell = hidden[rows], cell[rows]
         return [beams[0] for beams in said]
+
+    def _block_repeats(self, logits: Tensor, said: list[list[list[int]]]) -> None:
+        size = self.options.get("no_repeat_ngram_size", 0)
+        if not size:
+            return
+        for b, beams in enumerate(said):
+            for k, words in enumerate(beams):
+                for start in range(len(words) - size + 1):
+                    if words[start : start + size - 1] == words[1 - size :]:
+                        logits[b, k, words[start + size - 1]] = -torch.inf
 
     def _log_probs(self, logits: Tensor, step: int) -> Tensor:
         logits[:, [PAD, BOS, UNK]] = -torch.inf

@@ -80,6 +80,8 @@ def test_the_plain_captioner_says_what_ours_says():
         {"beam_width": 5, "min_words": 0, "max_words": 3, "length_penalty": 0.0},
         {"beam_width": 1, "min_words": 8, "max_words": 8, "length_penalty": 1.0},
         {"beam_width": 3, "min_words": 0, "max_words": 8, "length_penalty": 3.0},
+        {"beam_width": 3, "min_words": 7, "max_words": 8, "no_repeat_ngram_size": 2},
+        {"beam_width": 3, "min_words": 7, "max_words": 8, "no_repeat_ngram_size": 3},
     ],
 )
 def test_the_plain_captioner_searches_as_ours_does(tmp_path, options):

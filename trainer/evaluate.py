@@ -3,20 +3,20 @@
 import argparse
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 from tqdm import tqdm
 
-from app.captioner.beam import SearchOptions
 from app.captioner.checkpoint import Checkpoint
 from app.captioner.checkpoint import load as load_checkpoint
 from app.captioner.errors import ImageError
 from app.captioner.pipeline import Caption, Captioner
 from trainer.data import TOKEN_FILE, Example, Split, list_path, read_split, split_names
 from trainer.devices import available_device
-from trainer.errors import DataError
+from trainer.errors import DataError, TrainerError
 from trainer.pixels import MAX_PIXELS
 from trainer.report import Evaluation, write_report
 from trainer.score import add_rules
@@ -119,6 +119,7 @@ def add_search(parser: argparse.ArgumentParser) -> None:
     """Declare what may stand in place of a checkpoint's own search."""
     parser.add_argument("--beam-width", type=int, help="in place of the checkpoint's own")
     parser.add_argument("--length-penalty", type=float, help="in place of the checkpoint's own")
+    parser.add_argument("--no-repeat-ngram-size", type=int, help="in place of the checkpoint's own")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -152,14 +153,18 @@ def _as_dict(scores: Scores, other: TutorialScores | None) -> dict[str, Any]:
 
 
 def with_search(loaded: Checkpoint, args: argparse.Namespace) -> Checkpoint:
-    """Put what `add_search` declared in place of the checkpoint's own search."""
-    options = loaded.manifest.search
-    search = SearchOptions(
-        beam_width=args.beam_width or options.beam_width,
-        min_words=options.min_words,
-        max_words=options.max_words,
-        length_penalty=(
-            options.length_penalty if args.length_penalty is None else args.length_penalty
-        ),
-    )
+    """Put what `add_search` declared in place of the checkpoint's own search.
+
+    Raises:
+        TrainerError: no search is possible with it.
+    """
+    asked = {
+        name: value
+        for name in ("beam_width", "length_penalty", "no_repeat_ngram_size")
+        if (value := getattr(args, name)) is not None
+    }
+    try:
+        search = replace(loaded.manifest.search, **asked)
+    except ValueError as error:
+        raise TrainerError(str(error)) from None
     return loaded._replace(manifest=loaded.manifest.model_copy(update={"search": search}))

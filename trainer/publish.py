@@ -138,8 +138,13 @@ def _network_text(published: Checkpoint) -> str:
         f"Encoder {architecture.encoder} ({architecture.features}), decoder "
         f"{architecture.decoder}, {parameters:.1f} million parameters, "
         f"{architecture.words} word ids. Images are fitted to {image.size_px} px ({image.fit}). "
-        f"Beam search of width {search.beam_width}, length penalty {search.length_penalty:g}."
+        f"Beam search of width {search.beam_width}, length penalty {search.length_penalty:g}"
+        f"{_repeats_text(search.no_repeat_ngram_size)}."
     )
+
+
+def _repeats_text(size: int) -> str:
+    return f", no {size} words in a row twice" if size else ""
 
 
 def _score_tables(scores: dict[str, Any]) -> str:

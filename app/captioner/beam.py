@@ -53,14 +53,18 @@ class SearchOptions:
         max_words: a beam that has so many words must end, however unlikely its end is.
         length_penalty: alpha in ``score = log_prob / steps ** alpha`` (Wu et al. 2016, eq. 14,
             without its constant 5). Steps count the end mark. 0 ranks by log-probability.
+        no_repeat_ngram_size: no sequence of so many words comes twice in a caption; 0 allows all.
     """
 
     beam_width: int = 3
     min_words: int = 1
     max_words: int = 20
     length_penalty: float = 0.7
+    no_repeat_ngram_size: int = 0
 
     def __post_init__(self) -> None:
+        if self.no_repeat_ngram_size < 0 or self.no_repeat_ngram_size == 1:
+            raise ValueError(f"no_repeat_ngram_size is 0, or 2 and more, in {self}")
         if self.beam_width < 1 or not 0 <= self.min_words <= self.max_words or self.max_words < 1:
             raise ValueError(f"no search is possible with {self}")
 
@@ -145,16 +149,20 @@ def search(
     state = decoder.start(features_BRD, options.beam_width)
     beam = _first_beam(features_BRD, options.beam_width, bos)
     forbidden = torch.tensor(sorted({bos, *banned}), device=features_BRD.device)
+    said_BKT = beam.words_BK.unsqueeze(-1)
     left: list[_Beam] = []
     traces: list[_Trace] = []
     for step in range(options.max_words + 1):
         logits_BKV, state, attention_BKR = decoder.step(beam.words_BK, state)
+        logits_BKV = logits_BKV.float()
+        _block_repeats(logits_BKV, said_BKT, options.no_repeat_ngram_size)
         following = _following(logits_BKV, forbidden, eos, step, options)
         beam, trace = _advance(beam, following, attention_BKR, eos, options.length_penalty)
         traces.append(trace)
         if _ended(beam):
             break
         state = decoder.reorder(state, trace.parents_BK)
+        said_BKT = _go_on(said_BKT, trace)
         if step % STEPS_BETWEEN_CHECKS < STEPS_BETWEEN_CHECKS - 1:
             continue
         staying = _staying(beam, wanted)
@@ -164,6 +172,7 @@ def search(
             left.append(beam)
             staying_B = torch.tensor(staying, device=features_BRD.device)
             beam, state = _select(beam, staying_B), decoder.select(state, staying_B)
+            said_BKT = said_BKT.index_select(0, staying_B)
     return _read_back(_together([*left, beam]), traces, eos, options.length_penalty)
 
 
@@ -182,6 +191,26 @@ def _first_beam(features_BRD: Tensor, width: int, bos: int) -> _Beam:
     )
 
 
+def _block_repeats(logits_BKV: Tensor, said_BKT: Tensor, size: int) -> None:
+    """Make every word impossible that would complete a sequence of ``size`` said before.
+
+    Reference: Paulus et al. 2018, "A deep reinforced model for abstractive summarization", 2.5.
+    """
+    if not 0 < size <= said_BKT.shape[-1]:
+        return
+    earlier_BKWS = said_BKT.unfold(-1, size, 1)
+    begun_BKW = (earlier_BKWS[..., :-1] == said_BKT[..., None, 1 - size :]).all(-1)
+    barred_BKW = torch.zeros_like(begun_BKW, dtype=logits_BKV.dtype)
+    barred_BKW.masked_fill_(begun_BKW, -torch.inf)
+    logits_BKV.scatter_add_(-1, earlier_BKWS[..., -1], barred_BKW)
+
+
+def _go_on(said_BKT: Tensor, trace: "_Trace") -> Tensor:
+    """Let each beam remember what its parent had said, and its own word."""
+    parents_BKT = trace.parents_BK.unsqueeze(-1).expand_as(said_BKT)
+    return torch.cat((said_BKT.gather(1, parents_BKT), trace.words_BK.unsqueeze(-1)), dim=-1)
+
+
 def _following(
     logits_BKV: Tensor, forbidden: Tensor, eos: int, step: int, options: SearchOptions
 ) -> _Following:
@@ -190,7 +219,6 @@ def _following(
     The K best continuations of an image are among the K best of each of its beams, so the other
     words are only counted, in the softmax's denominator.
     """
-    logits_BKV = logits_BKV.float()
     logits_BKV.index_fill_(-1, forbidden, -torch.inf)
     if step < options.min_words:
         logits_BKV[..., eos] = -torch.inf

@@ -86,6 +86,38 @@ def test_a_beam_that_holds_every_caption_agrees_with_brute_force(alpha, seed):
         torch.testing.assert_close(beams.log_probs_BK[image], torch.tensor(expected))
 
 
+def sequences(words, size):
+    return [words[start : start + size] for start in range(len(words) - size + 1)]
+
+
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("seed", range(4))
+def test_no_sequence_comes_twice_where_that_is_asked_for(size, seed):
+    table = Table(2, 12, seed, sharpness=4.0)
+    table.logits[..., EOS] = -20  # long captions, out of three words
+    free = run(table, [0, 1], max_words=11)
+    blocked = run(table, [0, 1], max_words=11, no_repeat_ngram_size=size)
+    for beams, repeats in ((free, True), (blocked, False)):
+        all_words = [words_of(beams, b, k) for b, k in itertools.product(range(2), range(3))]
+        twice = [len(set(sequences(w, size))) < len(sequences(w, size)) for w in all_words]
+        assert any(twice) == repeats
+    assert_each_beam_paid_its_own_attention(blocked)
+
+
+def test_what_is_never_repeated_is_searched_as_before():
+    table = Table(3, 4, seed=5)
+    free, blocked = (
+        run(table, [0, 1, 2], max_words=3, no_repeat_ngram_size=size) for size in (0, 4)
+    )
+    assert all(torch.equal(*pair) for pair in zip(free, blocked, strict=True))
+
+
+@pytest.mark.parametrize("size", [-1, 1])
+def test_a_size_that_leaves_no_language_is_refused(size):
+    with pytest.raises(ValueError, match="no_repeat_ngram_size"):
+        SearchOptions(no_repeat_ngram_size=size)
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_beam_of_one_is_greedy(seed):
     table = Table(1, 7, seed)

@@ -56,11 +56,19 @@ def test_a_checkpoint_can_be_given_another_name(place):
 
 
 def test_a_search_that_did_better_on_dev_can_be_published(place):
-    assert publish(place, "--beam-width", "2", "--length-penalty", "1.5") == 0
+    asked = "--beam-width 2 --length-penalty 1.5 --no-repeat-ngram-size 2"
+    assert publish(place, *asked.split()) == 0
     directory = place / "store" / "tiny" / "7"
     search = Captioner.load(directory).manifest.search
     assert (search.beam_width, search.length_penalty, search.max_words) == (2, 1.5, 8)
-    assert "width 2, length penalty 1.5" in (directory / "CARD.md").read_text()
+    assert search.no_repeat_ngram_size == 2
+    card = (directory / "CARD.md").read_text()
+    assert "width 2, length penalty 1.5, no 2 words in a row twice." in card
+
+
+def test_a_search_that_is_impossible_is_refused(place, capsys):
+    assert publish(place, "--no-repeat-ngram-size", "1") == 1
+    assert "no_repeat_ngram_size is 0, or 2 and more" in capsys.readouterr().err
 
 
 def test_evaluate_scores_a_split_and_writes_the_captions(place, capsys):
