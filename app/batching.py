@@ -1,9 +1,10 @@
 """Micro-batching: many callers hand in one item each, and the device sees batches.
 
-Knows asyncio, not images, torch or HTTP. A free device takes what waits at once, unless more is
-known to be on its way: an item that is being prepared will be here within milliseconds, and costs
-less in this batch than in the next. A lone item waits for nothing. A device that runs several
-batches side by side has a lane for each.
+Knows asyncio, not images, torch or HTTP. A free device takes what waits at once, unless company is
+due within milliseconds, which costs less in this batch than in the next: an item that is being
+prepared, or the next items of callers who were just answered, where they have been coming back at
+once. A lone item waits for nothing. A device that runs several batches side by side has a lane for
+each.
 """
 
 import asyncio
@@ -22,9 +23,10 @@ Out = TypeVar("Out")
 Wanted = Callable[[int], bool]
 
 PATIENCE_S = 0.01
-"""How long an item waits at most for others that are on their way while the device is free."""
+"""How long a free device waits at most for company."""
+_OFTEN = 0.7  # share of callers who come back so soon, from which on they are waited for
 _LONGEST_RETRY_S = 60
-_MEMORY = 0.8  # weight of the past in the measured seconds per item
+_MEMORY = 0.8  # weight of the past in what is measured
 
 
 class Overloaded(Exception):
@@ -70,6 +72,39 @@ class _Item(Generic[In, Out]):
     answer: "asyncio.Future[Out]" = field(repr=False)
 
 
+class _Company:
+    """Whether callers who were answered come back at once, as those do who have a next image.
+
+    Attributes:
+        left_s: when the last batch was answered.
+    """
+
+    def __init__(self) -> None:
+        self.left_s = -math.inf
+        self._awaited = 0
+        self._came = 0
+        self._share = 0.0
+
+    @property
+    def due_s(self) -> float:
+        """Until when the callers of the last batch may be waited for."""
+        back = self._came >= self._awaited or self._share < _OFTEN
+        return -math.inf if back else self.left_s + PATIENCE_S
+
+    def came(self) -> None:
+        """Count an item that begins."""
+        self._came += 1
+
+    def left(self, items: int) -> None:
+        """Note that so many were answered, and later how many came meanwhile."""
+        loop, before = asyncio.get_running_loop(), self._came
+        self.left_s, self._awaited = loop.time(), before + items
+        loop.call_later(PATIENCE_S, lambda: self._learn((self._came - before) / items))
+
+    def _learn(self, share: float) -> None:
+        self._share = _MEMORY * self._share + (1 - _MEMORY) * min(1.0, share)
+
+
 class MicroBatcher(Generic[In, Out]):
     """Batching nobody notices: ``await submit(item, deadline_s)`` answers for that item alone.
 
@@ -111,6 +146,7 @@ class MicroBatcher(Generic[In, Out]):
         self._queue: deque[_Item[In, Out]] = deque()
         self._batches: list[list[_Item[In, Out]]] = []
         self._coming = 0
+        self._company = _Company()
         self._wake = asyncio.Event()
         self._alarm: asyncio.TimerHandle | None = None
         self._closed = False
@@ -147,6 +183,7 @@ class MicroBatcher(Generic[In, Out]):
     def expecting(self) -> Iterator[None]:
         """Say that an item is being prepared, which will be submitted right afterwards or never."""
         self._coming += 1
+        self._company.came()
         try:
             yield
         finally:
@@ -232,6 +269,7 @@ class MicroBatcher(Generic[In, Out]):
                 self._tell(batch)
                 await self._answer(batch)
                 self._batches.remove(batch)
+                self._company.left(len(batch))
 
     def _take(self) -> list[_Item[In, Out]]:
         """Take live items from the queue: this lane's share of them, where others are free too."""
@@ -239,7 +277,7 @@ class MicroBatcher(Generic[In, Out]):
         if self._batches and waiting < worth:
             return []
         lanes = max(1, min(len(self._lanes) - len(self._batches), waiting // worth))
-        if waiting < self._ceiling.now and self._coming and self._is_patient():
+        if 0 < waiting < self._ceiling.now and self._is_patient():
             return []
         most = min(self._ceiling.now, math.ceil(waiting / lanes))
         batch: list[_Item[In, Out]] = []
@@ -248,10 +286,10 @@ class MicroBatcher(Generic[In, Out]):
         return batch
 
     def _is_patient(self) -> bool:
-        """Say whether the item that waits longest can wait a little more; look again when not."""
-        if not self._queue:
-            return False
-        loop, until_s = asyncio.get_running_loop(), self._queue[0].arrived_s + PATIENCE_S
+        """Say whether company is due, and look again when it should have come."""
+        loop, until_s = asyncio.get_running_loop(), self._company.due_s
+        if self._coming:
+            until_s = PATIENCE_S + max(self._company.left_s, self._queue[0].arrived_s)
         if self._alarm is not None:
             self._alarm.cancel()
         if loop.time() >= until_s:

@@ -34,7 +34,6 @@ Result = TypeVar("Result")
 OnStage = Callable[[str, float, float], None]
 _Key = tuple[tuple[str, ...], bytes]  # a checkpoint, and the sha256 of an upload
 _MOST_LANES = 8  # beyond that, lanes would wait for one another's Python
-_LEAST_BESIDE = 2  # a single image costs a lane half as much again as one of a pair
 _MOST_MISFITS = 6  # single images in a row that did not fit
 _LARGE_BYTES = 256 * 1024
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
@@ -93,7 +92,7 @@ class CaptionService:
             self._run_batch,
             max_batch=settings.max_batch,
             max_queue=settings.max_queue,
-            least_beside=_LEAST_BESIDE,
+            least_beside=max(1, settings.max_batch // 2),
             max_queue_bytes=settings.max_queue_bytes,
             weigh=lambda image: image.nbytes,
             watcher=telemetry,

@@ -64,6 +64,7 @@ async def batching(run, *, max_batch=4, max_queue=100, lanes=1, **others):
 async def busy(batcher, run):
     """Occupy the device with the item 1 and give its caller."""
     run.gate.clear()
+    run.entered.clear()
     caller = asyncio.create_task(batcher.submit(1, FAR_S))
     await run.entered.wait()
     return caller
@@ -575,3 +576,62 @@ async def test_a_full_batch_waits_for_nobody():
     async with batching(run, max_batch=2) as batcher:
         with batcher.expecting():
             assert await asyncio.gather(*await submit_all(batcher, [2, 3])) == [4, 9]
+
+
+async def arrive(batcher, number):
+    """Prepare and submit, as the service does."""
+    with batcher.expecting():
+        await asyncio.sleep(0)
+    return await batcher.submit(number, FAR_S)
+
+
+async def keep_coming(batcher, rounds=30):
+    """Let two callers come back whenever they are answered, until the batcher has noticed."""
+    for n in range(rounds):
+        await asyncio.gather(arrive(batcher, 2 * n), arrive(batcher, 2 * n + 1))
+        await asyncio.sleep(0)
+    await asyncio.sleep(PATIENCE_S * 1.5)
+
+
+async def test_who_used_to_come_back_at_once_is_waited_for():
+    run = Squares()
+    async with batching(run) as batcher:
+        await keep_coming(batcher)
+        first = await busy(batcher, run)
+        (second,) = await submit_all(batcher, [2])
+        run.batches.clear()
+        run.gate.set()
+        assert await first == 1
+        back = asyncio.create_task(arrive(batcher, 3))
+        assert await asyncio.gather(second, back) == [4, 9]
+    assert run.batches == [[2, 3]]
+
+
+async def test_company_that_does_not_come_is_not_waited_for_long():
+    run = Squares()
+    async with batching(run) as batcher:
+        await keep_coming(batcher)
+        first = await busy(batcher, run)
+        (second,) = await submit_all(batcher, [2])
+        run.gate.set()
+        assert [await first, await second] == [1, 4]  # the first caller never comes back
+        run.batches.clear()
+        pass_time(PATIENCE_S)
+        (late,) = await submit_all(batcher, [7])  # long after the last batch: nobody is due
+        await asyncio.sleep(0)
+        assert run.batches == [[7]]
+        assert await late == 49
+
+
+async def test_strangers_are_not_waited_for():
+    run = Squares()
+    async with batching(run) as batcher:
+        first = await busy(batcher, run)
+        (second,) = await submit_all(batcher, [2])
+        run.batches.clear()
+        run.gate.set()
+        assert await first == 1
+        for _ in range(3):  # turns of the loop, no time
+            await asyncio.sleep(0)
+        assert run.batches == [[2]]
+        assert await second == 4

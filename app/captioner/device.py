@@ -54,7 +54,8 @@ class Cores:
     Many steps of the search are too short to be split, so calls side by side with a core each do
     more than one after the other with all cores. Only the thread that called first ever gets them
     all: OpenMP keeps helpers for every thread that had several cores once, and when those are more
-    than the cores, all of them sleep between steps and wake late. That doubles a caption's time.
+    than the cores, all of them sleep between steps and wake late. That doubles a caption's time. So
+    does a call beside one that has them all, which therefore waits for its end.
 
     Args:
         count: cores of all calls together.
@@ -63,8 +64,9 @@ class Cores:
     def __init__(self, count: int) -> None:
         self.count = count
         self._calls = 0
+        self._lone = False
         self._first: threading.Thread | None = None
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()
 
     @contextmanager
     def shared(self, *, alone: bool = True) -> Iterator[None]:
@@ -74,19 +76,23 @@ class Cores:
             alone: whether nothing else in the process wants a core: helpers that wait for one hold
                 up the whole call.
         """
-        with self._lock:
-            self._calls += 1
+        with self._changed:
             self._first = self._first or threading.current_thread()
-            lone = alone and self._calls == 1 and self._first is threading.current_thread()
-        share = self.count if lone else 1
+            self._changed.wait_for(lambda: not self._lone)
+            self._calls += 1
+            mine = self._first is threading.current_thread()
+            self._lone = alone and self._calls == 1 and mine
+            share = self.count if self._lone else 1
         before = torch.get_num_threads()
         torch.set_num_threads(share)
         try:
             yield
         finally:
             torch.set_num_threads(before)
-            with self._lock:
+            with self._changed:
                 self._calls -= 1
+                self._lone = False
+                self._changed.notify_all()
 
 
 def take_one_core() -> None:

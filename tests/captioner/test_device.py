@@ -74,28 +74,38 @@ def test_out_of_memory_lets_go_of_what_the_job_held(monkeypatch):
     assert alive == [False]
 
 
-def test_a_lone_call_gets_all_cores_and_another_beside_it_one():
+def in_a_thread(cores, seen):
+    def call():
+        with cores.shared():
+            seen.append(torch.get_num_threads())
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    return thread
+
+
+def test_a_lone_call_gets_all_cores_and_another_waits_for_its_end():
     before = torch.get_num_threads()
     cores, seen = device.Cores(4), []
     with cores.shared():
         seen.append(torch.get_num_threads())
-
-        def second():
-            with cores.shared():
-                seen.append(torch.get_num_threads())
-
-        thread = threading.Thread(target=second)
-        thread.start()
-        thread.join()
-        seen.append(torch.get_num_threads())
-    assert seen == [4, 1, 4]
-    thread = threading.Thread(target=second)  # alone now, but not the first
-    thread.start()
-    thread.join()
-    assert seen[3:] == [1]
+        other = in_a_thread(cores, seen)
+        other.join(0.05)
+        assert seen == [4]
+    other.join(10)
+    assert seen == [4, 1]  # alone by now, but not the first
     assert torch.get_num_threads() == before
     with cores.shared():
         assert torch.get_num_threads() == 4
+
+
+def test_calls_side_by_side_get_one_core_each():
+    cores, seen = device.Cores(4), []
+    with cores.shared(alone=False):
+        other = in_a_thread(cores, seen)
+        other.join(10)
+        assert torch.get_num_threads() == 1
+    assert seen == [1]
 
 
 def test_a_call_that_fails_gives_its_cores_back():
