@@ -36,6 +36,7 @@ _KINDS_OF = {
     "samples_per_image": "self_critical",
     "temperature": "self_critical",
     "cross_entropy_share": "self_critical",
+    "starts_from": "self_critical",
     "guard_margin": "self_critical",
     "averaged_epochs": "average",
     "averaged_by": "average",
@@ -47,9 +48,9 @@ class Stage(_Part):
 
     Attributes:
         kind: ``cached`` trains the decoder on features computed once; ``fine_tune`` trains the
-            encoder's last blocks too, on augmented images; ``self_critical`` starts from the best
-            weights so far and raises the CIDEr-D of captions it draws itself; ``average`` takes no
-            step, it tries the mean of earlier epochs' weights.
+            encoder's last blocks too, on augmented images; ``self_critical`` raises the CIDEr-D of
+            captions it draws itself; ``average`` takes no step, it tries the mean of earlier
+            epochs' weights.
         epochs: passes over the training images.
         batch_images: images of a step; each comes with its captions.
         learning_rate: peak rate of the decoder (Adam), 5e-5 by default in ``self_critical``. It
@@ -69,6 +70,7 @@ class Stage(_Part):
         samples_per_image: captions drawn per image and step, ``self_critical`` only.
         temperature: of the distribution that they are drawn from, likewise.
         cross_entropy_share: share of the cross-entropy on a reference per image, likewise.
+        starts_from: the ``best`` weights so far by dev CIDEr, or the ``last``, likewise.
         guard_margin: where dev CIDEr falls further than this below the best, likewise, the best
             weights come back and the rate is halved.
         averaged_epochs: how many epochs to average, ``average`` only.
@@ -91,6 +93,7 @@ class Stage(_Part):
     samples_per_image: int = Field(default=5, ge=2)
     temperature: float = Field(default=1.0, gt=0)
     cross_entropy_share: float = Field(default=0.1, ge=0, lt=1)
+    starts_from: Literal["best", "last"] = "best"
     guard_margin: float = Field(default=0.03, gt=0)
     averaged_epochs: int = Field(default=3, ge=2)
     averaged_by: Literal["best", "last"] = "best"

@@ -47,7 +47,8 @@ class Training:
 
     def __init__(self, job: Job, stage: Stage, progress: Progress) -> None:
         self.job, self.stage, self.progress = job, stage, progress
-        if stage.kind == "self_critical" and progress.epoch == 0 and progress.best_row >= 0:
+        starts_from_best = stage.kind == "self_critical" and stage.starts_from == "best"
+        if starts_from_best and progress.epoch == 0 and progress.best_row >= 0:
             job.network.load_state_dict(job.best_weights())
         self._set_dropout(job.network)
         self.groups = self._trainable(job.network)

@@ -13,6 +13,7 @@ from trainer.__main__ import main
 from trainer.averaging import MovingAverage
 from trainer.job import Job
 from trainer.metrics import Estimate
+from trainer.stages import Training
 
 HEAD = RECIPE[: RECIPE.index("[[stages]]")]
 STEPS = "batch_images = 2\nlearning_rate = 0.005\nwarmup_steps = 0\n"
@@ -66,6 +67,24 @@ def test_when_dev_falls_the_best_weights_come_back_at_half_the_rate(place, prete
     assert kept["progress"]["rate_factor"] == 0.5
     assert not kept["progress"]["optimiser"]["state"]
     assert same_weights(kept["network"], best(place))
+
+
+@pytest.mark.parametrize("start", ["best", "last"])
+def test_self_critical_training_starts_where_it_is_told(place, pretend, monkeypatch, start):
+    write_stages(place, CACHED.format(2), SELF_CRITICAL + f'starts_from = "{start}"\n')
+    pretend(0.5, 0.4, 0.6, 0.6)
+    seen, original = [], Training.train
+
+    def peek(self):
+        seen.append({name: each.clone() for name, each in self.job.network.state_dict().items()})
+        if self.stage.kind == "self_critical":
+            seen.append(best(place))
+        return original(self)
+
+    monkeypatch.setattr(Training, "train", peek)
+    assert fit(place, "run") == 0
+    _, start_of_second, best_of_first = seen
+    assert same_weights(halved(start_of_second), halved(best_of_first)) == (start == "best")
 
 
 @pytest.mark.parametrize(("by", "averaged"), [("best", [0, 2]), ("last", [1, 2])])
