@@ -83,7 +83,7 @@ class Golden(BaseModel):
     Attributes:
         caption: the best caption, word for word.
         log_prob: its log-probability, in nats.
-        tolerance: how far, in nats, another CPU or a GPU may be from it.
+        tolerance: how far, in nats, another CPU or a GPU may be from it in float32.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from app.captioner import fused
 from app.captioner.checkpoint import read_golden
 from app.captioner.errors import CheckpointError, UnsupportedImage
 from app.captioner.pipeline import Captioner
@@ -112,20 +113,41 @@ def test_the_golden_caption_is_said(captioner):
 
 def test_a_network_that_says_something_else_is_refused(tmp_path):
     directory = save_tiny_checkpoint(tmp_path)
-    path = directory / "golden/caption.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "caption": "a lie"}))
+    change_golden(directory, caption="a lie")
     captioner = Captioner(tiny_unpublished(), directory=directory)
     with pytest.raises(CheckpointError, match="golden caption is 'a lie'"):
         captioner.check_golden()
 
 
-def test_a_network_that_is_less_sure_is_refused(tmp_path):
-    directory = save_tiny_checkpoint(tmp_path)
+def change_golden(directory, **fields):
     path = directory / "golden/caption.json"
-    golden = json.loads(path.read_text())
-    path.write_text(json.dumps({**golden, "log_prob": golden["log_prob"] - 0.06}))
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+
+@pytest.mark.parametrize(("precision", "nats"), [("float32", 0.06), ("bfloat16", 0.7)])
+def test_a_network_that_is_less_sure_is_refused(tmp_path, precision, nats):
+    if not fused.computes(getattr(torch, precision)):
+        pytest.skip("a CPU without bfloat16")
+    directory = save_tiny_checkpoint(tmp_path)
+    golden = read_golden(directory)[1]
+    captioner = Captioner(tiny_unpublished(), directory=directory, precision=precision)
+    captioner.check_golden()
+    change_golden(directory, log_prob=golden.log_prob - nats)
     with pytest.raises(CheckpointError, match="golden caption"):
-        Captioner(tiny_unpublished(), directory=directory).check_golden()
+        captioner.check_golden()
+
+
+def test_a_close_second_will_do_in_bfloat16_alone(tmp_path):
+    if not fused.computes(torch.bfloat16):
+        pytest.skip("a CPU without bfloat16")
+    directory = save_tiny_checkpoint(tmp_path)
+    data, _ = read_golden(directory)
+    exact = Captioner(tiny_unpublished(), directory=directory)
+    second = exact.caption([exact.read(data, max_pixels=10**6)])[0][1]
+    change_golden(directory, caption=second.text, log_prob=second.log_prob)
+    Captioner(tiny_unpublished(), directory=directory, precision="bfloat16").check_golden()
+    with pytest.raises(CheckpointError, match="golden caption"):
+        exact.check_golden()
 
 
 def test_a_checkpoint_without_a_golden_caption_is_refused(tmp_path):
