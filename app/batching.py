@@ -87,9 +87,15 @@ class _Company:
 
     @property
     def due_s(self) -> float:
-        """Until when the callers of the last batch may be waited for."""
-        back = self._came >= self._awaited or self._share < _OFTEN
-        return -math.inf if back else self.left_s + PATIENCE_S
+        """Until when the callers of the last batch are worth waiting for."""
+        worth = self._share >= _OFTEN and self._came < self._awaited
+        return self.left_s + PATIENCE_S if worth else -math.inf
+
+    @property
+    def away(self) -> bool:
+        """Whether callers of the last batch may be back any moment, worth a wait or not."""
+        now_s = asyncio.get_running_loop().time()
+        return self._came < self._awaited and now_s < self.left_s + PATIENCE_S
 
     def came(self) -> None:
         """Count an item that begins."""
@@ -167,6 +173,11 @@ class MicroBatcher(Generic[In, Out]):
     def seconds_per_item(self) -> float:
         """What an item took lately, all lanes together; 0 before the first batch."""
         return self._seconds_per_item
+
+    @property
+    def expects_company(self) -> bool:
+        """Whether more items than those that wait or are under way may begin any moment."""
+        return self._coming > 0 or self._company.away
 
     def start(self, lanes: int = 1) -> None:
         """Begin to run batches, so many side by side. Items submitted earlier have waited for it.

@@ -225,7 +225,8 @@ class CaptionService:
 
     async def _run_batch(self, images: "list[Tensor]", wanted: Wanted) -> "Sequence[_Captioned]":
         try:
-            alone = self._held <= len(images)  # no other upload is read, decoded or waits
+            others = self._held > len(images)  # they are decoded or wait
+            alone = not (others or self._batcher.expects_company)
             captioned = await self._in_inference_thread(
                 partial(self._forward, images, wanted, alone=alone)
             )

@@ -635,3 +635,20 @@ async def test_strangers_are_not_waited_for():
             await asyncio.sleep(0)
         assert run.batches == [[2]]
         assert await second == 4
+
+
+async def test_it_knows_when_more_may_begin_any_moment():
+    run = Squares()
+    async with batching(run) as batcher:
+        assert not batcher.expects_company
+        with batcher.expecting():
+            assert batcher.expects_company
+        await asyncio.gather(*await submit_all(batcher, [1, 2]))
+        await asyncio.sleep(0)
+        assert batcher.expects_company  # two were answered and may have a next item
+        for _ in range(2):
+            await batcher.submit(3, FAR_S)
+            with batcher.expecting():
+                pass
+        pass_time(PATIENCE_S)
+        assert not batcher.expects_company

@@ -8,7 +8,7 @@ import time
 import pytest
 from structlog.testing import capture_logs
 
-from app.batching import DeadlineExceeded
+from app.batching import PATIENCE_S, DeadlineExceeded
 from app.captioner.errors import CheckpointError, DeviceFault, OutOfMemory
 from app.main import create_app, usable_cores
 from app.settings import Settings
@@ -507,6 +507,7 @@ async def test_a_photo_that_is_decoded_keeps_a_batch_from_taking_all_cores():
         late = asyncio.create_task(client.post("/v1/captions", content=b"slow", headers=headers))
         await until(lambda: service._held == 1)
         early = await client.post("/v1/captions", content=b"quick", headers=headers)
+        await asyncio.sleep(2 * PATIENCE_S)  # or its caller might be back any moment
         decoded.set()
         assert [each.status_code for each in (early, await late)] == [200, 200]
     assert captioner.alone == [False, True]
