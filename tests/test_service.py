@@ -328,13 +328,12 @@ async def test_the_same_upload_twice_at_once_goes_through_the_network_once():
     captioner = FakeCaptioner()
     async with serving(captioner, result_cache_entries=9) as client:
         captioner.gate.clear()
-        callers = [
-            asyncio.create_task(client.post("/v1/captions", content=b"a dog", headers=RAW)),
-            asyncio.create_task(client.post("/v1/captions", json=as_json(b"a dog", b"a dog"))),
-        ]
+        first = asyncio.create_task(client.post("/v1/captions", content=b"a dog", headers=RAW))
+        await until(lambda: lookups(client) == [0, 0, 1])
+        second = asyncio.create_task(client.post("/v1/captions", json=as_json(b"a dog", b"a dog")))
         await until(lambda: lookups(client) == [0, 2, 1])
         captioner.gate.set()
-        alone, both = await asyncio.gather(*callers)
+        alone, both = await asyncio.gather(first, second)
     assert captioner.batches == [[b"a dog"]]
     assert captions(alone) + captions(both) == ["a dog"] * 3
     assert sorted(stages(alone) + stages(both)) == sorted(
