@@ -162,7 +162,8 @@ def search(
         if _ended(beam):
             break
         state = decoder.reorder(state, trace.parents_BK)
-        said_BKT = _go_on(said_BKT, trace)
+        if options.no_repeat_ngram_size:
+            said_BKT = _go_on(said_BKT, trace)
         if step % STEPS_BETWEEN_CHECKS < STEPS_BETWEEN_CHECKS - 1:
             continue
         staying = _staying(beam, wanted)
