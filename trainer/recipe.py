@@ -138,6 +138,7 @@ class Network(_Part):
     decoder: Literal["merge", "inject", "attention"] = "attention"
     embedding_width: int = 512
     hidden_width: int = 512
+    whole_image: bool = False
     dropout: float = 0.5
 
     def architecture(self, words: int) -> Architecture:

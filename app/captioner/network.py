@@ -28,6 +28,8 @@ class Architecture(BaseModel):
         words: V, the ids of the vocabulary.
         embedding_width: E.
         hidden_width: width of the LSTM.
+        whole_image: the mean of the features has its say on each word too, ``attention`` only
+            (``merge`` and ``inject`` see nothing else).
         dropout: probability, on embeddings, features and LSTM output; never on recurrent state.
         mean: per channel, of pixels in 0..1.
         std: per channel, of pixels in 0..1.
@@ -41,6 +43,7 @@ class Architecture(BaseModel):
     words: int = Field(gt=4)
     embedding_width: int = Field(default=512, gt=0)
     hidden_width: int = Field(default=512, gt=0)
+    whole_image: bool = False
     dropout: float = Field(default=0.5, ge=0, lt=1)
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
@@ -51,6 +54,8 @@ class Architecture(BaseModel):
             raise ValueError(f"encoder {self.encoder!r} is none of {', '.join(ENCODERS)}")
         if self.decoder == "attention" and self.features != "grid":
             raise ValueError("decoder 'attention' looks at regions: set features to 'grid'")
+        if self.whole_image and self.decoder != "attention":
+            raise ValueError("whole_image is an option of decoder 'attention': leave it out")
         return self
 
 
@@ -336,6 +341,7 @@ class AttentionDecoder(Decoder):
 
     Reference: Lu et al. 2017, "Knowing when to look", eq. 5 to 13; the score of eq. 6 is replaced
     by the scaled dot product of Luong et al. 2015 and Vaswani et al. 2017, which costs a fraction.
+    With ``whole_image`` what the merge decoder adds to each word is added here too.
     """
 
     def __init__(self, architecture: Architecture, feature_width: int) -> None:
@@ -351,12 +357,17 @@ class AttentionDecoder(Decoder):
         self.query = nn.Linear(width, width)
         self.sentinel_key = nn.Linear(width, width)
         self.context = nn.Linear(2 * width, width)
+        self.whole = nn.Linear(feature_width, width) if architecture.whole_image else None
         self.words = nn.Linear(width, architecture.words)
 
     def _see(self, features_BRD: Tensor) -> tuple[Tensor, ...]:
         values_BRH = self.dropout(F.relu(self.regions(self.normalise(features_BRD))))
         gates_B1G = self.image_gates(values_BRH.mean(1, keepdim=True))
-        return values_BRH, self.keys(values_BRH), gates_B1G
+        image = (values_BRH, self.keys(values_BRH), gates_B1G)
+        if self.whole is None:
+            return image
+        mean_B1D = self.dropout(features_BRD.mean(1, keepdim=True))
+        return (*image, F.relu(self.whole(mean_B1D)))
 
     def _word_gates(self, words_BN: Tensor, image: tuple[Tensor, ...]) -> Tensor:
         return super()._word_gates(words_BN, image) + image[2]
@@ -371,13 +382,13 @@ class AttentionDecoder(Decoder):
     def _say(self, trace_BKX: Tensor, image: tuple[Tensor, ...]) -> tuple[Tensor, Tensor | None]:
         """Return logits and attention; the last region is the sentinel."""
         hidden, sentinel = self.dropout(trace_BKX).chunk(2, dim=-1)
-        values_BRH, keys_BRH, _ = image
+        values_BRH, keys_BRH, _, *whole = image
         query_BKH = self.query(hidden) * self.hidden_width**-0.5
         regions_BKR = query_BKH @ keys_BRH.transpose(1, 2)
         itself_BK1 = (query_BKH * self.sentinel_key(sentinel)).sum(-1, keepdim=True)
         attention_BKR = torch.cat((regions_BKR, itself_BK1), dim=-1).softmax(-1)
         context = attention_BKR[..., :-1] @ values_BRH + attention_BKR[..., -1:] * sentinel
-        mixed = torch.tanh(self.context(torch.cat((hidden, context), dim=-1)))
+        mixed = torch.tanh(sum(whole, self.context(torch.cat((hidden, context), dim=-1))))
         return self.words(self.dropout(mixed)), attention_BKR
 
 

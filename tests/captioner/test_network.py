@@ -39,9 +39,17 @@ def test_the_encoder_takes_over_the_classifiers_weights():
     assert Encoder(architecture, net).blocks[0][0].weight is net.features[0][0].weight
 
 
-@pytest.mark.parametrize("decoder", ["merge", "inject", "attention"])
-def test_teacher_forcing_and_steps_agree(decoder):
-    network = tiny_network(decoder)
+DECODERS = [
+    ("merge", False),
+    ("inject", False),
+    ("attention", False),
+    ("attention", True),
+]
+
+
+@pytest.mark.parametrize(("decoder", "whole_image"), DECODERS)
+def test_teacher_forcing_and_steps_agree(decoder, whole_image):
+    network = tiny_network(decoder, whole_image=whole_image)
     generator = torch.Generator().manual_seed(1)
     features = torch.randn(2, 4, 1280, generator=generator)
     words = torch.randint(0, 16, (2, 3, 5), generator=generator)
@@ -74,6 +82,19 @@ def test_attention_is_one_softmax_over_regions_and_sentinel():
     assert not torch.allclose(attention[0, 0, 0], attention[0, 0, 1])  # each word looks elsewhere
 
 
+def test_the_whole_image_has_its_say_where_no_region_is_looked_at():
+    decoder = tiny_network("attention", whole_image=True).decoder
+    torch.nn.init.zeros_(decoder.regions.weight)  # every region looks the same
+    torch.nn.init.zeros_(decoder.regions.bias)
+    words = torch.tensor([[[4, 5, 6]]])
+    with torch.inference_mode():
+        (one, _), (other, _) = (decoder(torch.rand(1, 4, 1280), words) for _ in range(2))
+        torch.nn.init.zeros_(decoder.whole.weight)
+        (blind, _), (blind_too, _) = (decoder(torch.rand(1, 4, 1280), words) for _ in range(2))
+    assert not torch.allclose(one, other)
+    torch.testing.assert_close(blind, blind_too)
+
+
 def test_merge_shows_the_lstm_no_image():
     decoder = tiny_network("merge").decoder
     states = [decoder.start(torch.randn(1, 4, 1280), 1) for _ in range(2)]
@@ -94,6 +115,7 @@ def test_the_forget_gate_starts_open():
         {"encoder": "alexnet"},
         {"decoder": "transformer"},
         {"decoder": "attention", "features": "vector"},
+        {"whole_image": True},
         {"words": 4},
         {"colour": "red"},
     ],
@@ -105,8 +127,8 @@ def test_an_impossible_architecture_is_refused(wrong):
 
 
 def test_gradients_reach_every_parameter():
-    for decoder in ("merge", "inject", "attention"):
-        network: Network = tiny_network(decoder).train()
+    for decoder, whole_image in DECODERS:
+        network: Network = tiny_network(decoder, whole_image=whole_image).train()
         network.encoder.eval()
         images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
         words = torch.randint(4, 16, (2, 2, 4))
