@@ -1,7 +1,7 @@
 """What does a GPU make of it? Stages by batch size, and captions against the CPU's.
 
 How near the encoder is to what the GPU can do is told against a large matrix product in half
-precision, measured in the same run. The network itself computes in single precision.
+precision, measured in the same run.
 
 Run: .venv/bin/python benchmarks/gpu.py photo.jpg [more.jpg ...]
 """
@@ -10,17 +10,22 @@ import argparse
 import math
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from statistics import median
+from typing import NamedTuple, get_args
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+from torchvision import io
 
 import load
 import result
 from app.captioner import checkpoint
+from app.captioner.device import Precision, fastest_precision
 from app.captioner.pipeline import Caption, Captioner
 from app.settings import PROJECT_ROOT, Settings
 from limit import MAX_PIXELS, Step, filled, medians_ms, network_steps
@@ -28,17 +33,22 @@ from limit import MAX_PIXELS, Step, filled, medians_ms, network_steps
 DEVICE = "cuda"
 MATMUL_WIDTH = 8192
 MATMULS = 20
+BATCHES_PER_LANE = 4
+JPEGS = 32
+JPEG_MARK = b"\xff\xd8"
 Row = dict[str, float]
 COLUMNS = {
     "encode_per_s": ("encode/s", 10, ".0f"),
     "search_per_s": ("search/s", 10, ".0f"),
     "whole_per_s": ("whole/s", 10, ".0f"),
+    "lanes_per_s": ("lanes/s", 10, ".0f"),
     "encode_part": ("encode", 8, ".0%"),
     "search_part": ("search", 8, ".0%"),
     "rest_part": ("rest", 8, ".0%"),
     "encode_tflops": ("TFLOP/s", 9, ".2f"),
     "of_matmul": ("/matmul", 9, ".2%"),
 }
+_RATED = ("encode", "search", "whole", "lanes")
 
 
 def flops_per_image(encoder: nn.Module, size_px: int) -> int:
@@ -70,42 +80,81 @@ def stages_ms(
 ) -> dict[int, dict[str, float]]:
     """Give the median milliseconds per image of each stage, by batch size; all take turns.
 
-    ``encode`` and ``search`` start from what lies on the device, ``whole`` from images in the
-    memory of the host and ends with sentences.
+    ``encode`` and ``search`` are started step by step, from what lies on the device. ``whole``
+    starts from images in the memory of the host and ends with sentences, ``encode_in_whole`` and
+    ``search_in_whole`` are its stages; ``lanes`` is the whole too, in as many threads as pay.
     """
+    told: dict[int, list[dict[str, float]]] = {batch: [] for batch in batches}
     steps: dict[tuple[int, str], Step] = {}
-    for batch in batches:
-        some = filled(images, batch)
-        steps |= {(batch, name): step for name, step in network_steps(captioner, some).items()}
-        steps[batch, "whole"] = Step(partial(captioner.caption, some), batch)
-    for step in steps.values():
-        step.run()  # first-time work: kernels are chosen by shape
+    with ThreadPoolExecutor(captioner.lanes) as threads:
+        for batch in batches:
+            some = filled(images, batch)
+            steps |= {(batch, name): step for name, step in network_steps(captioner, some).items()}
+            steps[batch, "whole"] = Step(partial(_told, captioner, some, told[batch]), batch)
+            several = [some] * captioner.lanes * BATCHES_PER_LANE
+            in_lanes = partial(_all, threads, captioner, several)
+            steps[batch, "lanes"] = Step(in_lanes, batch * len(several))
+        for step in steps.values():
+            step.run()  # first-time work: kernels are chosen by shape
+        taken_ms = medians_ms(steps, repeats, captioner.device)
     rows: dict[int, dict[str, float]] = {batch: {} for batch in batches}
-    for (batch, name), taken_ms in medians_ms(steps, repeats, captioner.device).items():
-        rows[batch][name] = taken_ms
+    for (batch, name), taken in taken_ms.items():
+        rows[batch][name] = taken
+    for batch, runs in told.items():
+        for stage in ("encode", "search"):
+            stage_s = median(run[stage] for run in runs[-repeats:])
+            rows[batch][f"{stage}_in_whole"] = stage_s / batch * 1e3
     return rows
+
+
+def _told(captioner: Captioner, images: Sequence[Tensor], told: list[dict[str, float]]) -> None:
+    """Caption a batch, and note the seconds of its stages."""
+    stages_s: dict[str, float] = {}
+
+    def note(stage: str, began_s: float, ended_s: float) -> None:
+        stages_s[stage] = ended_s - began_s
+
+    captioner.caption(images, on_stage=note)
+    told.append(stages_s)
+
+
+def _all(threads: ThreadPoolExecutor, captioner: Captioner, batches: list[list[Tensor]]) -> None:
+    list(threads.map(partial(captioner.caption, alone=False), batches))
 
 
 def row_of(taken_ms: dict[str, float], flops: int, matmul: float) -> Row:
     """Turn milliseconds per image into images a second, parts of the whole, and FLOP/s.
 
     Args:
-        taken_ms: of ``encode``, ``search`` and ``whole``.
+        taken_ms: from `stages_ms`.
         flops: of the encoder, for one image.
         matmul: FLOP/s of a large matrix product.
     """
-    encode_per_s = 1e3 / taken_ms["encode"]
-    encode_part, search_part = (taken_ms[name] / taken_ms["whole"] for name in ("encode", "search"))
+    encode_part, search_part = (
+        taken_ms[f"{name}_in_whole"] / taken_ms["whole"] for name in ("encode", "search")
+    )
+    rates = {f"{name}_per_s": 1e3 / taken_ms[name] for name in _RATED}
     return {
-        "encode_per_s": encode_per_s,
-        "search_per_s": 1e3 / taken_ms["search"],
-        "whole_per_s": 1e3 / taken_ms["whole"],
+        **rates,
         "encode_part": encode_part,
         "search_part": search_part,
         "rest_part": 1 - encode_part - search_part,
-        "encode_tflops": encode_per_s * flops / 1e12,
-        "of_matmul": encode_per_s * flops / matmul,
+        "encode_tflops": rates["encode_per_s"] * flops / 1e12,
+        "of_matmul": rates["encode_per_s"] * flops / matmul,
     }
+
+
+def jpegs_per_s(captioner: Captioner, jpeg: bytes, repeats: int) -> dict[str, float]:
+    """Compare ways to decode: ours in one thread of the CPU, and nvJPEG in batches."""
+    encoded = [torch.from_numpy(np.frombuffer(bytearray(jpeg), dtype=np.uint8))] * JPEGS
+    steps = {
+        "cpu": Step(partial(captioner.read, jpeg, max_pixels=MAX_PIXELS), 1),
+        "nvjpeg": Step(partial(io.decode_jpeg, encoded, device=captioner.device), JPEGS),
+    }
+    for step in steps.values():
+        step.run()
+    taken_ms = medians_ms(steps, repeats, captioner.device)
+    return {name: 1e3 / taken for name, taken in taken_ms.items()}
 
 
 class Pair(NamedTuple):
@@ -154,7 +203,8 @@ def main() -> None:
         print("gpu.py needs a CUDA device, and torch sees none here", file=sys.stderr)
         sys.exit(2)
     cpu = Captioner.load(args.checkpoint)
-    gpu = Captioner.load(args.checkpoint, device=DEVICE)
+    precision = args.precision or fastest_precision(DEVICE)
+    gpu = Captioner.load(args.checkpoint, device=DEVICE, precision=precision)
     plain = checkpoint.load(args.checkpoint)  # a captioner may have prepared its own network
     images = [cpu.read(path.read_bytes(), max_pixels=MAX_PIXELS) for path in args.photos]
     flops = flops_per_image(plain.network.encoder, plain.manifest.image.size_px)
@@ -163,15 +213,20 @@ def main() -> None:
     rows = {batch: row_of(each, flops, matmul) for batch, each in taken_ms.items()}
     pairs = compared(cpu, gpu, args.photos)
     name = torch.cuda.get_device_name(gpu.device)
+    jpegs = [data for path in args.photos if (data := path.read_bytes()).startswith(JPEG_MARK)]
+    decoded = jpegs_per_s(gpu, jpegs[0], args.repeats) if jpegs else {}
     about = f"encoder: {flops / 1e9:.2f} GFLOP an image; matmul: {matmul / 1e12:.0f} TFLOP/s, half"
-    head = [f"{name}; medians of {args.repeats}; {about}", "parts are of whole"]
+    head = [f"{name}; {precision}; medians of {args.repeats}; {about}", "parts are of whole"]
+    head += [f"decoding by {way}: {rate:.0f} photos/s" for way, rate in decoded.items()]
     line = {
         "benchmark": "gpu",
         "device": name,
         "cuda": torch.version.cuda,
+        "precision": precision,
         "repeats": args.repeats,
         "flops_per_image": flops,
         "matmul_flops_per_s": matmul,
+        "decoded_per_s": decoded,
         "rows": rows,
         "captions": {"photos": len(pairs), "same": _same(pairs)},
         "log_prob_differs_by": _furthest(pairs),
@@ -185,6 +240,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--checkpoint", type=Path, default=PROJECT_ROOT / Settings().checkpoint)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64, 128])
     parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--precision", choices=get_args(Precision), help="the fastest without it")
     result.add_output(parser)
     return parser.parse_args()
 

@@ -47,7 +47,9 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """An LSTM that looks at the regions, or at its own memory, before each word."""
 
-    def __init__(self, feature_width: int, words: int, embedding: int, hidden: int) -> None:
+    def __init__(
+        self, feature_width: int, words: int, embedding: int, hidden: int, *, whole: bool
+    ) -> None:
         super().__init__()
         self.hidden_width = hidden
         self.embedding = nn.Embedding(words, embedding)
@@ -60,18 +62,20 @@ class Decoder(nn.Module):
         self.query = nn.Linear(hidden, hidden)
         self.sentinel_key = nn.Linear(hidden, hidden)
         self.context = nn.Linear(2 * hidden, hidden)
+        self.whole = nn.Linear(feature_width, hidden) if whole else None
         self.words = nn.Linear(hidden, words)
 
-    def look(self, features_NRD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def look(self, features_NRD: Tensor) -> tuple[Tensor, ...]:
         """Compute once what every word needs of the image."""
         values = F.relu(self.regions(self.normalise(features_NRD)))
-        return values, self.keys(values), self.image_gates(values.mean(1))
+        seen = (values, self.keys(values), self.image_gates(values.mean(1)))
+        return seen if self.whole is None else (*seen, F.relu(self.whole(features_NRD.mean(1))))
 
     def forward(
-        self, words_N: Tensor, hidden: Tensor, cell: Tensor, seen: tuple[Tensor, Tensor, Tensor]
+        self, words_N: Tensor, hidden: Tensor, cell: Tensor, seen: tuple[Tensor, ...]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Read one word a row; give ``logits_NV``, hidden state and cell."""
-        values, keys, image_gates = seen
+        values, keys, image_gates, *whole = seen
         gates = self.input_gates(self.embedding(words_N)) + image_gates
         gates = gates + self.recurrent_gates(hidden)
         enter, forget, leave, candidate, visual = gates.chunk(5, dim=-1)
@@ -85,7 +89,7 @@ class Decoder(nn.Module):
         weights = torch.cat((regions_NR, itself_N1), dim=-1).softmax(-1)
         looked = (weights[:, :-1].unsqueeze(1) @ values).squeeze(1)
         context = looked + weights[:, -1:] * sentinel
-        mixed = self.context(torch.cat((hidden, context), dim=-1)).tanh()
+        mixed = sum(whole, self.context(torch.cat((hidden, context), dim=-1))).tanh()
         return self.words(mixed), hidden, cell
 
 
@@ -130,7 +134,11 @@ class PlainCaptioner:
         width = weights["decoder.normalise.weight"].shape[0]
         self.encoder = Encoder(about["encoder"])
         self.decoder = Decoder(
-            width, about["words"], about["embedding_width"], about["hidden_width"]
+            width,
+            about["words"],
+            about["embedding_width"],
+            about["hidden_width"],
+            whole=about.get("whole_image", False),
         )
         for name, module in (("encoder.", self.encoder), ("decoder.", self.decoder)):
             mine = {k.removeprefix(name): v for k, v in weights.items() if k.startswith(name)}
@@ -161,8 +169,7 @@ class PlainCaptioner:
         """Beam search; the finished beams compete with those that still grow."""
         B, K = len(features_BRD), self.options["beam_width"]
         most, alpha = self.options["max_words"], self.options["length_penalty"]
-        values, keys, image_gates = self.decoder.look(features_BRD)
-        seen = tuple(part.repeat_interleave(K, 0) for part in (values, keys, image_gates))
+        seen = tuple(part.repeat_interleave(K, 0) for part in self.decoder.look(features_BRD))
         hidden = cell = torch.zeros(B * K, self.decoder.hidden_width)
         totals = torch.full((B, K), -torch.inf)
         totals[:, 0] = 0

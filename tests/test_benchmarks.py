@@ -95,6 +95,12 @@ def test_the_plain_captioner_searches_as_ours_does(tmp_path, options):
     assert all(options["min_words"] <= len(caption.split()) for caption in ours)
 
 
+def test_the_plain_captioner_sees_the_whole_image(tmp_path):
+    checkpoint.save(tmp_path / "tiny", tiny_unpublished(whole_image=True))
+    ours, theirs = said_by_both(tmp_path / "tiny", [photo(n) for n in range(4)])
+    assert theirs == ours
+
+
 def test_the_plain_captioner_refuses_what_it_does_not_know(tmp_path):
     with pytest.raises(ValueError, match="attention"):
         plain.PlainCaptioner.load(save_tiny_checkpoint(tmp_path, "inject"))
@@ -539,15 +545,29 @@ def test_the_rate_of_a_matrix_product_is_measured(monkeypatch):
 def test_stages_are_told_by_batch_size(tiny):
     taken_ms = gpu.stages_ms(tiny.captioner, tiny.images, [1, 3], repeats=1)
     assert list(taken_ms) == [1, 3]
-    assert all(set(row) == {"encode", "search", "whole"} for row in taken_ms.values())
+    stages = {"encode", "search", "whole", "lanes", "encode_in_whole", "search_in_whole"}
+    assert all(set(row) == stages for row in taken_ms.values())
+    for row in taken_ms.values():
+        assert 0 < row["encode_in_whole"] + row["search_in_whole"] < 2 * row["whole"]
+
+
+TAKEN_MS = {
+    "encode": 0.5,
+    "search": 4.0,
+    "whole": 2.0,
+    "lanes": 1.0,
+    "encode_in_whole": 0.5,
+    "search_in_whole": 1.0,
+}
 
 
 def test_milliseconds_become_rates_and_parts():
-    row = gpu.row_of({"encode": 0.5, "search": 1.0, "whole": 2.0}, flops=10**9, matmul=4e12)
+    row = gpu.row_of(TAKEN_MS, flops=10**9, matmul=4e12)
     assert row == {
         "encode_per_s": 2000,
-        "search_per_s": 1000,
+        "search_per_s": 250,
         "whole_per_s": 500,
+        "lanes_per_s": 1000,
         "encode_part": 0.25,
         "search_part": 0.5,
         "rest_part": 0.25,
@@ -559,7 +579,7 @@ def test_milliseconds_become_rates_and_parts():
 def test_captions_that_differ_from_the_cpus_are_shown(tmp_path):
     dog, cat = (Caption(text, -1.5, -0.5, ()) for text in ("a dog", "a cat"))
     pairs = [gpu.Pair("one.jpg", dog, dog), gpu.Pair("two.jpg", dog, cat)]
-    row = gpu.row_of({"encode": 0.5, "search": 1.0, "whole": 2.0}, flops=10**9, matmul=4e12)
+    row = gpu.row_of(TAKEN_MS, flops=10**9, matmul=4e12)
     head, line, same, differing = gpu.table_of({128: row}, pairs)
     assert len(head) == len(line)
     assert same == "1 of 2 captions are the CPU's, word for word"

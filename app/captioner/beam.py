@@ -126,7 +126,7 @@ def search(
     bos: int,
     eos: int,
     banned: Iterable[int],
-    wanted: Wanted = everybody,
+    wanted: Wanted | None = everybody,
 ) -> Beams:
     """Search the best captions of every image.
 
@@ -144,11 +144,13 @@ def search(
         eos: id that ends it.
         banned: ids that are never emitted.
         wanted: says whether somebody still waits for image b, and once it said no, says no for
-            ever; asked every few steps. Whom nobody waits for may get no caption.
+            ever; asked every few steps. Whom nobody waits for may get no caption. With None the
+            search asks nothing, neither others nor the device, and always takes every step: it can
+            be recorded as a CUDA graph.
     """
     state = decoder.start(features_BRD, options.beam_width)
     beam = _first_beam(features_BRD, options.beam_width, bos)
-    forbidden = torch.tensor(sorted({bos, *banned}), device=features_BRD.device)
+    forbidden = sorted({bos, *banned})
     said_BKT = beam.words_BK.unsqueeze(-1)
     left: list[_Beam] = []
     traces: list[_Trace] = []
@@ -159,12 +161,12 @@ def search(
         following = _following(logits_BKV, forbidden, eos, step, options)
         beam, trace = _advance(beam, following, attention_BKR, eos, options.length_penalty)
         traces.append(trace)
-        if _ended(beam):
+        if wanted and _ended(beam):
             break
         state = decoder.reorder(state, trace.parents_BK)
         if options.no_repeat_ngram_size:
             said_BKT = _go_on(said_BKT, trace)
-        if step % STEPS_BETWEEN_CHECKS < STEPS_BETWEEN_CHECKS - 1:
+        if not wanted or step % STEPS_BETWEEN_CHECKS < STEPS_BETWEEN_CHECKS - 1:
             continue
         staying = _staying(beam, wanted)
         if not staying:
@@ -213,14 +215,15 @@ def _go_on(said_BKT: Tensor, trace: "_Trace") -> Tensor:
 
 
 def _following(
-    logits_BKV: Tensor, forbidden: Tensor, eos: int, step: int, options: SearchOptions
+    logits_BKV: Tensor, forbidden: list[int], eos: int, step: int, options: SearchOptions
 ) -> _Following:
     """Give the most likely continuations of every beam, the end mark alone at the last step.
 
     The K best continuations of an image are among the K best of each of its beams, so the other
     words are only counted, in the softmax's denominator.
     """
-    logits_BKV.index_fill_(-1, forbidden, -torch.inf)
+    for word in forbidden:
+        logits_BKV[..., word] = -torch.inf
     if step < options.min_words:
         logits_BKV[..., eos] = -torch.inf
     best = logits_BKV.topk(min(options.beam_width, logits_BKV.shape[-1]))

@@ -10,16 +10,14 @@ This is what torch's compiler makes of a network by freezing it, without the hal
 B images, C channels, H/W pixels, G gates of an LSTM, V words, N any leading axes, I/O widths
 """
 
-import copy
-from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch import Tensor, nn
 
-from app.captioner.network import Decoder, Encoder, Network
+from app.captioner.folding import decoder_with_table, folded_encoder, network_of
+from app.captioner.network import Decoder, Network
 
 _OPERATORS = (
     "_convolution_pointwise",
@@ -27,9 +25,6 @@ _OPERATORS = (
     "_linear_pointwise",
     "_reorder_linear_weight",
 )
-EXACT_CONVOLUTIONS = 3
-"""The first ones see pixels, have few weights, and what they round grows on the way: in bfloat16
-too they would raise the error of MobileNetV2's features by two thirds and win little time."""
 EXACT_WORDS = 16
 """So many of the likeliest words are scored in float32, several times what a beam can keep."""
 _SEVERAL = 2
@@ -79,87 +74,13 @@ def fused(network: Network, dtype: torch.dtype) -> Network:
     Returns:
         A network of the same interface that cannot be trained or saved.
     """
-    prepared = copy.copy(network)
-    prepared._modules = dict(network._modules)  # noqa: SLF001 - a shallow copy shares this dict
-    prepared.encoder = _fused_encoder(network.encoder, dtype)
-    prepared.decoder = _fused_decoder(network.decoder, dtype)
-    return prepared.requires_grad_(requires_grad=False).eval()
+    encoder = folded_encoder(
+        network.encoder, dtype, activations=tuple(_ACTIVATIONS), join=_Convolution
+    )
+    return network_of(network, encoder, _fused_decoder(network.decoder, dtype))
 
 
 # --- encoder ------------------------------------------------------------------------------------
-
-
-def _fused_encoder(encoder: Encoder, dtype: torch.dtype) -> Encoder:
-    prepared = copy.deepcopy(encoder).eval()
-    blocks = _fused_convolutions(nn.Sequential(prepared.blocks, prepared.head))
-    _lower(blocks, dtype)
-    prepared.blocks, prepared.head = nn.Sequential(blocks), nn.Sequential(_Cast(torch.float32))
-    return prepared
-
-
-def _fused_convolutions(blocks: nn.Module) -> fx.GraphModule:
-    """Let every convolution swallow the batch norm and the activation that follow it alone."""
-    traced = fx.symbolic_trace(blocks)
-    for node in traced.graph.nodes:
-        convolution = _module(traced, node)
-        if type(convolution) is nn.Conv2d:
-            norm = _swallow(traced, node, nn.BatchNorm2d)
-            if norm is not None:
-                convolution = fuse_conv_bn_eval(convolution, norm)
-            activation = _swallow(traced, node, *_ACTIVATIONS)
-            traced.set_submodule(str(node.target), _Convolution(convolution, activation))
-    traced.delete_all_unused_submodules()
-    traced.recompile()
-    return traced
-
-
-def _lower(traced: fx.GraphModule, dtype: torch.dtype) -> None:
-    """Compute in ``dtype`` from the first convolution on that is not among the exact ones."""
-    nodes = list(traced.graph.nodes)
-    exact = [n for n in nodes if type(_module(traced, n)) is _Convolution][:EXACT_CONVOLUTIONS]
-    switch = nodes.index(exact[-1]) + 1
-    early, late = nodes[:switch], nodes[switch:]
-    for node in late:
-        if (module := _module(traced, node)) is not None:
-            module.to(dtype)
-        elif node.op == "get_attr":
-            parameter = attrgetter(str(node.target))(traced)
-            parameter.data = parameter.data.to(dtype)
-    for node in early:
-        later_users = [user for user in node.users if user in set(late)]
-        if later_users:
-            with traced.graph.inserting_before(late[0]):
-                lowered = traced.graph.call_method("to", (node, dtype))
-            for user in later_users:
-                user.replace_input_with(node, lowered)
-    traced.graph.lint()
-    traced.recompile()
-
-
-def _module(traced: fx.GraphModule, node: fx.Node) -> Any:
-    return traced.get_submodule(str(node.target)) if node.op == "call_module" else None
-
-
-def _swallow(traced: fx.GraphModule, node: fx.Node, *kinds: type[nn.Module]) -> Any:
-    """Take the only user of a node out of the graph if it is of these kinds, and give it."""
-    if len(node.users) != 1:
-        return None
-    (user,) = node.users
-    found = _module(traced, user)
-    if type(found) not in kinds:
-        return None
-    user.replace_all_uses_with(node)
-    traced.graph.erase_node(user)
-    return found
-
-
-class _Cast(nn.Module):
-    def __init__(self, dtype: torch.dtype) -> None:
-        super().__init__()
-        self._dtype = dtype
-
-    def forward(self, maps: Tensor) -> Tensor:
-        return maps.to(self._dtype)
 
 
 class _Convolution(nn.Module):
@@ -198,8 +119,7 @@ class _Convolution(nn.Module):
 
 
 def _fused_decoder(decoder: Decoder, dtype: torch.dtype) -> Decoder:
-    prepared = copy.deepcopy(decoder).eval()
-    prepared.word_gates_VG = prepared.input_gates(prepared.embedding.weight)
+    prepared = decoder_with_table(decoder)
     for name, layer in list(prepared.named_children()):
         if isinstance(layer, nn.Linear):
             exact = name == "words" and dtype != torch.float32

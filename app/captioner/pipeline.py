@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from app.captioner import beam, checkpoint, fused, image
+from app.captioner import beam, checkpoint, fused, image, recorded
 from app.captioner import device as device_
 from app.captioner.checkpoint import Checkpoint
 from app.captioner.device import Precision
@@ -28,6 +28,8 @@ from app.captioner.vocabulary import BOS, EOS, PAD, UNK
 GOLDEN_MAX_PIXELS = 4_000_000
 GOLDEN_TOLERANCE_BFLOAT16 = 0.5
 """In nats, of a whole caption. On dev images rounding moves a caption by .06 in the mean."""
+_GPU_LANES = 2
+"""One batch is copied over while the other is at work."""
 
 OnStage = Callable[[str, float, float], None]
 
@@ -89,7 +91,7 @@ class Captioner:
         loaded: what `checkpoint.load` gave, or a network still in training.
         device: a torch device string.
         directory: where the golden caption lies, if anywhere.
-        precision: of the large products on a CPU, see `fused.fused`; a GPU computes in float32.
+        precision: of the large products, see `fused.fused` and, for a GPU, `recorded.prepared`.
         cores: of a CPU, for all calls of `caption` under way together; without it the number of
             torch's threads stays the caller's business.
     """
@@ -104,13 +106,18 @@ class Captioner:
         cores: int | None = None,
     ) -> None:
         self.device = torch.device(device)
-        self._cores = None if cores is None else device_.Cores(cores)
+        on_cpu = self.device.type == "cpu"
+        self._cores = device_.Cores(cores) if cores is not None and on_cpu else None
         self.network = _prepared(loaded.network.to(self.device).eval(), precision)
         self.vocabulary = loaded.vocabulary
         self.manifest = loaded.manifest
         self._directory = directory
         self._geometry = loaded.manifest.image
         self._precision = precision
+        self._recorder: recorded.Recorder | None = None
+        if self.device.type == "cuda":
+            search = partial(self._search, wanted=None)
+            self._recorder = recorded.Recorder(self.network, search, self._geometry.size_px)
 
     @classmethod
     def load(
@@ -132,7 +139,9 @@ class Captioner:
     @property
     def lanes(self) -> int:
         """How many calls of `caption` may run side by side, each in a thread, with profit."""
-        return 1 if self._cores is None or self.device.type != "cpu" else self._cores.count
+        if self._recorder is not None:
+            return _GPU_LANES
+        return 1 if self._cores is None else self._cores.count
 
     def read(self, data: bytes, *, max_pixels: int) -> Tensor:
         """Turn the bytes of a JPEG, PNG or WebP file into the network's square.
@@ -174,7 +183,10 @@ class Captioner:
             DeviceFault: the device has failed for good.
         """
         with nullcontext() if self._cores is None else self._cores.shared(alone=alone):
-            return device_.guarded(partial(self._caption_batch, images, on_stage, wanted))
+            if self._recorder is None:
+                return device_.guarded(partial(self._caption_batch, images, on_stage, wanted))
+            record = partial(self._caption_recorded, self._recorder)
+            return device_.guarded(partial(record, images, on_stage, wanted))
 
     @torch.inference_mode()
     def _caption_batch(
@@ -187,6 +199,27 @@ class Captioner:
         captions = self._caption_wanted(features_BRD, wanted)
         on_stage("encode", began_s, encoded_s)
         on_stage("search", encoded_s, time.monotonic())
+        return captions
+
+    def _caption_recorded(
+        self,
+        recorder: recorded.Recorder,
+        images: Sequence[Tensor],
+        on_stage: OnStage,
+        wanted: beam.Wanted,
+    ) -> list[tuple[Caption, ...]]:
+        """Caption on a GPU the images that somebody still waits for."""
+        began_s = time.monotonic()
+        captions: list[tuple[Caption, ...]] = [() for _ in images]
+        staying = [b for b in range(len(images)) if wanted(b)]
+        search_s = 0.0
+        if staying:
+            beams, search_s = recorder.caption([images[b] for b in staying])
+            for b, candidates in zip(staying, self._captions(beams), strict=True):
+                captions[b] = candidates
+        ended_s = time.monotonic()
+        on_stage("encode", began_s, ended_s - search_s)
+        on_stage("search", ended_s - search_s, ended_s)
         return captions
 
     def _caption_wanted(
@@ -208,17 +241,21 @@ class Captioner:
         self, features_BRD: Tensor, *, wanted: beam.Wanted = beam.everybody
     ) -> list[tuple[Caption, ...]]:
         """Caption images whose features are at hand, as the trainer's are."""
-        found = _to_host(
-            beam.search(
-                self.network.decoder,
-                features_BRD,
-                self.manifest.search,
-                bos=BOS,
-                eos=EOS,
-                banned=(PAD, UNK),
-                wanted=wanted,
-            )
+        return self._captions(self._search(features_BRD, wanted=wanted))
+
+    def _search(self, features_BRD: Tensor, *, wanted: beam.Wanted | None) -> beam.Beams:
+        return beam.search(
+            self.network.decoder,
+            features_BRD,
+            self.manifest.search,
+            bos=BOS,
+            eos=EOS,
+            banned=(PAD, UNK),
+            wanted=wanted,
         )
+
+    def _captions(self, beams: beam.Beams) -> list[tuple[Caption, ...]]:
+        found = _to_host(beams)
         return [self._candidates(found, b) for b in range(len(found.scores_BK))]
 
     def warm_up(self, batch_sizes: Iterable[int]) -> None:
@@ -274,12 +311,16 @@ class Captioner:
 
 
 def _prepared(network: Network, precision: Precision) -> Network:
-    if network.encoder.mean.device.type != "cpu" or not fused.available():
+    device, dtype = network.encoder.mean.device, getattr(torch, precision)
+    if device.type == "cpu" and fused.available():
+        prepare, computes = fused.fused, fused.computes(dtype)
+    elif device.type == "cuda":
+        prepare, computes = recorded.prepared, recorded.computes(dtype)
+    else:
         return network
-    dtype = getattr(torch, precision)
-    if not fused.computes(dtype):
-        raise CheckpointError(f"this CPU cannot compute in {precision}: choose float32")
-    return fused.fused(network, dtype)
+    if not computes:
+        raise CheckpointError(f"this {device.type} cannot compute in {precision}: choose float32")
+    return prepare(network, dtype)
 
 
 def _to_host(beams: beam.Beams) -> _Found:

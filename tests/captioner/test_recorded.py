@@ -1,0 +1,175 @@
+"""A network prepared for a GPU says what the CPU says; what needs no GPU is proved without one."""
+
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+
+from app.captioner import beam, recorded
+from app.captioner.beam import SearchOptions
+from app.captioner.network import ENCODERS, Architecture, Network
+from app.captioner.pipeline import Captioner
+from app.captioner.vocabulary import BOS, EOS, PAD, UNK
+from tiny import photo, tiny_network, tiny_unpublished
+
+OPTIONS = SearchOptions(beam_width=3, min_words=2, max_words=6, no_repeat_ngram_size=2)
+
+
+def on_gpu(test):
+    """Mark a test that needs a GPU."""
+    there = torch.cuda.is_available()
+    return pytest.mark.gpu(pytest.mark.skipif(not there, reason="no CUDA device")(test))
+
+
+def search(decoder, features, wanted):
+    return beam.search(
+        decoder, features, OPTIONS, bos=BOS, eos=EOS, banned=(PAD, UNK), wanted=wanted
+    )
+
+
+@pytest.mark.parametrize("decoder", ["merge", "inject", "attention"])
+def test_a_search_that_asks_nothing_finds_the_same(decoder):
+    network = tiny_network(decoder)
+    features = torch.randn(4, 4, 1280, generator=torch.Generator().manual_seed(3))
+    asking, silent = (search(network.decoder, features, w) for w in (beam.everybody, None))
+    assert torch.equal(asking.lengths_BK, silent.lengths_BK)
+    torch.testing.assert_close(asking.scores_BK, silent.scores_BK)
+    T = asking.words_BKT.shape[-1]
+    assert torch.equal(asking.words_BKT, silent.words_BKT[..., :T])
+
+
+def imagined(decoder):
+    """Build on a GPU that is not there: torch knows types and devices, and has no values."""
+    network = tiny_network(decoder, whole_image=decoder == "attention")
+    for module in network.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            setattr(module, name, torch.nn.Parameter(parameter.to("cuda")))
+        for name, buffer in module.named_buffers(recurse=False):
+            if name != "num_batches_tracked":  # torch knows its value, and would have to move it
+                setattr(module, name, buffer.to("cuda"))
+    return network
+
+
+@pytest.mark.parametrize("decoder", ["merge", "inject", "attention"])
+def test_nothing_on_the_way_asks_the_device_or_leaves_it(decoder):
+    """What a CUDA graph cannot hold: a value the host looks at, a tensor of the host."""
+    with FakeTensorMode(), torch.inference_mode():
+        network = imagined(decoder)
+        images = torch.zeros(2, 3, 64, 64, dtype=torch.uint8, device="cuda")
+        features = network.encoder(images)
+        beams = search(network.decoder, features, None)
+        assert {part.device.type for part in beams if part is not None} == {"cuda"}
+        assert beams.words_BKT.shape == (2, OPTIONS.beam_width, OPTIONS.max_words + 1)
+        with pytest.raises(DataDependentOutputException):
+            search(network.decoder, features, beam.everybody)
+
+
+def test_a_batch_takes_the_smallest_recording_that_holds_it():
+    assert recorded.smallest_for(5, [1, 2, 4, 8, 16]) == 8
+    assert recorded.smallest_for(4, [1, 2, 4, 8]) == 4
+    assert recorded.smallest_for(9, [1, 2, 4, 8]) == 9
+    assert recorded.smallest_for(3, []) == 3
+
+
+@pytest.mark.parametrize("encoder", ["mobilenet_v2", "resnet50", "efficientnet_b0"])
+@torch.inference_mode()
+def test_the_prepared_network_computes_the_same(encoder):
+    torch.manual_seed(0)
+    architecture = Architecture(encoder=encoder, features="grid", decoder="attention", words=16)
+    network = Network(architecture).eval()
+    images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    expected = network.encoder(images)
+    exact, rounded = (recorded.prepared(network, t) for t in (torch.float32, torch.bfloat16))
+    torch.testing.assert_close(exact.encoder(images), expected, rtol=1e-3, atol=1e-4)
+    error = (rounded.encoder(images) - expected).norm() / expected.norm()
+    assert rounded.encoder(images).dtype == torch.float32
+    assert error < 0.1
+    words = torch.randint(4, 16, (2, 1, 5))
+    torch.testing.assert_close(
+        exact.decoder(expected, words), network.decoder(expected, words), rtol=1e-4, atol=1e-5
+    )
+
+
+# --- on a GPU -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pair():
+    """Give the same network on the CPU and on the GPU."""
+    return Captioner(tiny_unpublished()), Captioner(tiny_unpublished(), device="cuda")
+
+
+def squares(captioner, count):
+    return [captioner.read(photo(seed), max_pixels=10_000) for seed in range(count)]
+
+
+def said(captions):
+    return [[candidate.text for candidate in each] for each in captions]
+
+
+@on_gpu
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 8])
+def test_a_gpu_says_what_the_cpu_says(pair, count):
+    cpu, gpu = pair
+    gpu.warm_up([1, 2, 4, 8])
+    images = squares(cpu, count)
+    expected, captions = cpu.caption(images), gpu.caption(images)
+    assert said(captions) == said(expected)
+    for theirs, ours in zip(expected, captions, strict=True):
+        assert ours[0].log_prob == pytest.approx(theirs[0].log_prob, abs=0.05)
+        torch.testing.assert_close(
+            torch.from_numpy(ours[0].words[0].attention),
+            torch.from_numpy(theirs[0].words[0].attention),
+            rtol=0,
+            atol=0.01,
+        )
+
+
+@on_gpu
+def test_calls_side_by_side_on_a_gpu_say_what_they_say_alone(pair):
+    _, gpu = pair
+    assert gpu.lanes == 2
+    images = squares(gpu, 12)
+    batches = [images[n : n + size] for n, size in enumerate([1, 4, 2, 8, 3, 5])] * 5
+    alone = [said(gpu.caption(batch)) for batch in batches]
+    with ThreadPoolExecutor(gpu.lanes) as threads:
+        together = list(threads.map(gpu.caption, batches))
+    assert [said(captions) for captions in together] == alone
+
+
+@on_gpu
+def test_what_cannot_be_recorded_runs_step_by_step(pair, monkeypatch):
+    def refuse(*_):
+        raise RuntimeError("no")
+
+    cpu, gpu = pair
+    monkeypatch.setattr(recorded.Recorder, "_graphs", refuse)
+    images = squares(cpu, 3)
+    with pytest.warns(RuntimeWarning, match="batches of 3 run step by step"):
+        captions = gpu.caption(images)
+    assert said(captions) == said(cpu.caption(images))
+
+
+@on_gpu
+def test_whom_nobody_waits_for_is_left_out_on_a_gpu(pair):
+    cpu, gpu = pair
+    images = squares(cpu, 3)
+    captions = gpu.caption(images, wanted=lambda b: b != 1)
+    assert captions[1] == ()
+    assert said([captions[0], captions[2]]) == said(cpu.caption([images[0], images[2]]))
+
+
+@on_gpu
+@pytest.mark.parametrize("encoder", ENCODERS)
+@torch.inference_mode()
+def test_every_encoder_can_be_recorded(encoder):
+    architecture = Architecture(encoder=encoder, features="grid", decoder="attention", words=16)
+    network = recorded.prepared(Network(architecture).eval().to("cuda"), torch.bfloat16)
+    find = partial(search, network.decoder, wanted=None)
+    answer = recorded.Recorder(network, find, 64).caption(
+        [torch.zeros(3, 64, 64, dtype=torch.uint8)] * 2
+    )
+    assert answer.beams.words_BKT.device.type == "cpu"
+    assert answer.search_s > 0
