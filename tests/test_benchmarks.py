@@ -35,6 +35,7 @@ import growth  # noqa: E402
 import ladder  # noqa: E402
 import limit  # noqa: E402
 import load  # noqa: E402
+import overhead  # noqa: E402
 import overload  # noqa: E402
 import peers  # noqa: E402
 import plain  # noqa: E402
@@ -516,6 +517,28 @@ def test_a_plot_is_small_and_stands_on_white(name, tmp_path):
     assert "fill: #ffffff" in svg
     assert f">{question.grows}</text>" in svg
     assert all(chart.unit in svg for chart in question.charts)
+
+
+# --- one client ---------------------------------------------------------------------------------
+
+
+def test_the_round_with_the_median_difference_is_told():
+    pairs = [overhead.Pair(10, 19), overhead.Pair(20, 22), overhead.Pair(30, 33)]
+    assert overhead.middle(pairs) == (30, 33)
+    _, head, line = overhead.table_of({640: overhead.middle(pairs)})
+    assert head.split() == ["px", "pipeline", "service", "more"]
+    assert line.split() == ["640", "30.0", "33.0", "3.0"]
+
+
+def test_pipeline_and_service_take_turns(tmp_path):
+    directory = save_tiny_checkpoint(tmp_path)
+    args = argparse.Namespace(
+        checkpoint=directory, threads=1, precision="float32", rounds=1, seconds=0.3
+    )
+    pairs = overhead.measured(Captioner.load(directory), {64: [photo(1), photo(2)]}, args)
+    assert list(pairs) == [64]
+    assert pairs[64].bare_ms > 0
+    assert pairs[64].service_ms > 0
 
 
 # --- on a GPU -----------------------------------------------------------------------------------
