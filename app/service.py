@@ -5,6 +5,7 @@ inference threads, one per lane of the captioner. Everything else happens on the
 """
 
 import asyncio
+import gc
 import hashlib
 import heapq
 import math
@@ -292,6 +293,7 @@ class CaptionService:
         self._decoders.shutdown(wait=idle, cancel_futures=True)
         for thread in self._inference:
             thread.shutdown(wait=idle, cancel_futures=True)
+        gc.unfreeze()
 
     async def _start(self) -> None:
         try:
@@ -312,6 +314,9 @@ class CaptionService:
         await self._in_inference_thread(captioner.check_golden)
         self._telemetry.checkpoint.info(_identity(captioner))
         self._batcher.start(min(captioner.lanes, _MOST_LANES))
+        # What is here now stays: a full collection that walks all of torch would hold up every
+        # thread for a quarter of a second.
+        gc.freeze()
         self._health.ready()
         log.info("ready", seconds=round(time.perf_counter() - started_s, 2), **_identity(captioner))
 

@@ -1,6 +1,7 @@
 """The life of the service: loading, failing, draining, leaving nothing behind."""
 
 import asyncio
+import gc
 import re
 import threading
 import time
@@ -31,7 +32,9 @@ async def test_nothing_is_left_after_the_lifespan():
     async with serving() as client:
         assert captions(await client.post("/v1/captions", content=b"a", headers=RAW)) == ["a"]
         assert ours()
+        assert gc.get_freeze_count() > 0
     assert ours() == []
+    assert gc.get_freeze_count() == 0
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
