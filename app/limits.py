@@ -47,6 +47,7 @@ class Admission:
         settings: The limits.
         check_accepting: Raises NotReady while the service takes no work.
         retry_after_s: Estimates when there will be room.
+        has_room: Says whether one more image would be taken.
         seconds_per_image: What an image takes at present, all lanes together.
         telemetry: Told about what is in flight and who is turned away.
     """
@@ -58,6 +59,7 @@ class Admission:
         settings: Settings,
         check_accepting: Callable[[], None],
         retry_after_s: Callable[[], int],
+        has_room: Callable[[], bool],
         seconds_per_image: Callable[[], float],
         telemetry: Telemetry,
     ) -> None:
@@ -66,6 +68,7 @@ class Admission:
         self._keys = Keys(settings.api_keys)
         self._check_accepting = check_accepting
         self._retry_after_s = retry_after_s
+        self._has_room = has_room
         self._seconds_per_image = seconds_per_image
         self._telemetry = telemetry
         self._inflight_requests = 0
@@ -114,13 +117,15 @@ class Admission:
             raise TooManyRequests(limit, self._retry_after_s())
 
     def _check_wait(self, method: str, patience_s: float) -> None:
-        """Turn away at the door who would wait too long: a body read in vain costs the others.
+        """Turn away at the door who finds no room or would wait too long.
 
-        One batch may always enter, or a single slow one would close the door for good.
+        A body read in vain costs the others. One batch may always enter, or a single slow one would
+        close the door for good.
         """
         ahead = self._inflight_requests
         wait_s = (ahead + 1) * self._seconds_per_image()
-        if method == "POST" and ahead >= self._settings.max_batch and wait_s > patience_s / 2:
+        late = ahead >= self._settings.max_batch and wait_s > patience_s / 2
+        if method == "POST" and (late or not self._has_room()):
             raise Overloaded(self._retry_after_s())
 
     @contextmanager

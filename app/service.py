@@ -123,6 +123,11 @@ class CaptionService:
         return self._batcher.ceiling
 
     @property
+    def has_room(self) -> bool:
+        """Whether one more image would be taken."""
+        return self._held < self._settings.max_queue
+
+    @property
     def seconds_per_image(self) -> float:
         """What an image takes at present, all lanes together."""
         return self._batcher.seconds_per_item

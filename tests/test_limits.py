@@ -9,6 +9,7 @@ import uvicorn
 from pydantic import SecretStr
 from starlette.datastructures import Headers
 
+from app import limits
 from app.keys import Keys
 from app.problems import Unauthorised
 from fake import FakeCaptioner, SteppingCaptioner, pass_time, serving
@@ -204,6 +205,25 @@ async def test_requests_in_flight_are_bounded_and_the_place_is_given_back():
         assert captions(await client.post("/v1/captions", content=b"3", headers=RAW)) == ["3"]
     problem(refused, 503, "overloaded")
     assert int(refused.headers["retry-after"]) >= 1
+
+
+async def test_where_no_image_has_room_a_body_is_not_read(monkeypatch):
+    async def read(*_):
+        raise AssertionError("a body was read")
+
+    captioner = FakeCaptioner()
+    async with serving(captioner, max_queue=1, max_images=1) as client:
+        captioner.gate.clear()
+        first = asyncio.create_task(client.post("/v1/captions", content=b"1", headers=RAW))
+        await asyncio.to_thread(captioner.entered.wait)
+        monkeypatch.setattr(limits, "counted_body", read)
+        refused = await client.post("/v1/captions", content=b"2", headers=RAW)
+        monkeypatch.undo()
+        about = await client.get("/v1/models")
+        captioner.gate.set()
+        assert captions(await first) == ["1"]
+    problem(refused, 503, "overloaded")
+    assert about.status_code == 200
 
 
 async def test_bytes_in_flight_are_bounded():
