@@ -103,12 +103,6 @@ def take_one_core() -> None:
     torch.set_num_threads(1)
 
 
-def settle(device: torch.device) -> None:
-    """Wait for what was given to the device, so that a clock tells the truth."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def _is_fault(error: RuntimeError) -> bool:
     return isinstance(error, torch.AcceleratorError) or any(
         sign in str(error) for sign in _CUDA_FAILED

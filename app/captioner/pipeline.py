@@ -194,7 +194,6 @@ class Captioner:
     ) -> list[tuple[Caption, ...]]:
         began_s = time.monotonic()
         features_BRD = self.network.encoder(torch.stack(list(images)).to(self.device))
-        device_.settle(self.device)
         encoded_s = time.monotonic()
         captions = self._caption_wanted(features_BRD, wanted)
         on_stage("encode", began_s, encoded_s)
