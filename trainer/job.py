@@ -114,9 +114,12 @@ class Job:
         stages = self.recipe.stages
         done = progress.epoch >= stages[progress.stage].epochs
         ahead = stages[progress.stage + done :]
-        counts = [stage.averaged_epochs for stage in ahead if stage.kind == "average"]
-        most = max(counts, default=0)
-        return {*epochs(progress, most, by="best"), *epochs(progress, most, by="last")}
+        return {
+            row
+            for stage in ahead
+            if stage.kind == "average"
+            for row in epochs(progress, stage.averaged_epochs, by=stage.averaged_by)
+        }
 
     def _unpublished(self, history: list[dict[str, Any]]) -> Checkpoint:
         recipe = self.recipe
@@ -136,7 +139,7 @@ class Job:
 
 
 def epochs(progress: Progress, count: int, *, by: str) -> list[int]:
-    """Choose rows of the history to average: the best ones or the last ones, in order."""
+    """Choose rows of the history to average, in order, see `trainer.recipe.Stage`."""
     history = progress.history
     trained = [
         index
@@ -145,6 +148,9 @@ def epochs(progress: Progress, count: int, *, by: str) -> list[int]:
     ]
     if by == "best":
         trained.sort(key=lambda index: history[index]["dev_cider"])
+    if by == "stages":
+        ends = {(history[index]["stage"], history[index]["kind"]): index for index in trained}
+        trained = list(ends.values())
     return sorted(trained[-count:]) if count else []
 
 

@@ -74,7 +74,8 @@ class Stage(_Part):
         guard_margin: where dev CIDEr falls further than this below the best, likewise, the best
             weights come back and the rate is halved.
         averaged_epochs: how many epochs to average, ``average`` only.
-        averaged_by: the ``best`` ones by dev CIDEr or the ``last`` ones, ``average`` only.
+        averaged_by: the ``best`` ones by dev CIDEr, the ``last`` ones, or the last ones of as many
+            ``stages``, ``average`` only. The checkpoint a run started from counts as a stage.
     """
 
     kind: Literal["cached", "fine_tune", "self_critical", "average"]
@@ -96,7 +97,7 @@ class Stage(_Part):
     starts_from: Literal["best", "last"] = "best"
     guard_margin: float = Field(default=0.03, gt=0)
     averaged_epochs: int = Field(default=3, ge=2)
-    averaged_by: Literal["best", "last"] = "best"
+    averaged_by: Literal["best", "last", "stages"] = "best"
 
     @model_validator(mode="before")
     @classmethod

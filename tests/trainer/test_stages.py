@@ -113,6 +113,23 @@ def test_an_average_is_kept_where_dev_improves(place, pretend, by, averaged, mon
     assert not list((place / "run" / "weights").glob("*"))
 
 
+def test_the_ends_of_stages_are_averaged(place, pretend, monkeypatch):
+    average = AVERAGE.replace("= 2", "= 3").format("stages")
+    write_stages(place, CACHED.format(1), CACHED.format(2), CACHED.format(2), average)
+    pretend(0.5, 0.1, 0.2, 0.1, 0.2, 0.6)
+    seen, original = [], Job.judge
+
+    def peek(self, progress, row, scores):
+        seen.append(self.network.state_dict()["decoder.words.weight"].clone())
+        return original(self, progress, row, scores)
+
+    monkeypatch.setattr(Job, "judge", peek)
+    assert fit(place, "run") == 0
+    assert log(place, "run")[-1]["averaged"] == [0, 2, 4]
+    mean = (seen[0] + seen[2] + seen[4]) / 3
+    torch.testing.assert_close(seen[5], mean, rtol=0, atol=1e-6)
+
+
 def test_an_average_is_dropped_where_dev_does_not_improve(place, pretend):
     write_stages(place, CACHED.format(2), AVERAGE.format("last"))
     pretend(0.1, 0.3, 0.3)
