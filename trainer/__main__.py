@@ -1,16 +1,17 @@
-"""python -m trainer {prepare,doctor,fit,evaluate,score,publish}."""
+"""python -m trainer {prepare,doctor,fit,average,evaluate,score,publish}."""
 
 import argparse
 import sys
 
 from app.captioner.errors import CaptionerError
-from trainer import doctor, evaluate, fit, prepare, publish, score
+from trainer import average, doctor, evaluate, fit, prepare, publish, score
 from trainer.errors import TrainerError
 
 VERBS = {
     "prepare": (prepare, "import captions, or check a data directory and decode its images once"),
     "doctor": (doctor, "name everything that is wrong with a data directory, and what to do"),
     "fit": (fit, "train: a recipe and data in, a run directory out; resumes"),
+    "average": (average, "average checkpoints that were trained on from one another"),
     "evaluate": (evaluate, "caption a split with a checkpoint and score it"),
     "score": (score, "score captions from a file"),
     "publish": (publish, "turn a run's best checkpoint into a directory of the model store"),

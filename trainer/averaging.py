@@ -62,13 +62,20 @@ class MovingAverage:
             self.values[index], parameter.data = parameter.data, self.values[index]
 
 
-def mean(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+def mean(
+    states: Sequence[Mapping[str, Tensor]], shares: Sequence[float] | None = None
+) -> dict[str, Tensor]:
     """Average state dicts; whole numbers are those of the last.
+
+    Args:
+        states: of the same names and shapes.
+        shares: of each, with the sum 1; equal without them.
 
     Reference: Izmailov et al. 2018, "Averaging weights leads to wider optima".
     """
+    shares = shares or [1 / len(states)] * len(states)
     return {
-        name: torch.stack([state[name] for state in states]).mean(0)
+        name: torch.stack([s * state[name] for s, state in zip(shares, states, strict=True)]).sum(0)
         if last.is_floating_point()
         else last
         for name, last in states[-1].items()

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 from torchvision import models
 
 from app.captioner import checkpoint
@@ -12,6 +12,9 @@ from app.captioner.checkpoint import ImageGeometry
 from app.captioner.network import Architecture, Encoder, Network
 from app.captioner.vocabulary import Vocabulary
 from trainer.errors import TrainerError
+
+NEW_LAYER = 0.1
+"""Size of the weights of a layer that a trained network gets, as a part of what is usual."""
 
 
 def initial_classifier(name: str, weights: Path | None, *, random: bool) -> nn.Module:
@@ -38,14 +41,21 @@ def initial_classifier(name: str, weights: Path | None, *, random: bool) -> nn.M
 def initial_network(
     directory: Path, architecture: Architecture, vocabulary: Vocabulary, image: ImageGeometry
 ) -> Network:
-    """Load a checkpoint to train on; only its dropout may differ from what is asked for.
+    """Load a checkpoint to train on.
+
+    Its dropout may differ from what is asked for. Where it has no ``whole_image`` and one is asked
+    for, that layer starts at random and small, so that captions are hardly touched.
 
     Raises:
         CheckpointError: the directory cannot be trusted.
         TrainerError: it holds another architecture, other words or another image geometry.
     """
     loaded = checkpoint.load(directory)
-    asked = architecture.model_copy(update={"dropout": loaded.network.architecture.dropout})
+    has = loaded.network.architecture
+    grows = architecture.whole_image and not has.whole_image
+    asked = architecture.model_copy(
+        update={"dropout": has.dropout, "whole_image": architecture.whole_image and not grows}
+    )
     pairs = {
         "vocabulary": (loaded.vocabulary, vocabulary),
         "architecture": (loaded.network.architecture, asked),
@@ -58,8 +68,16 @@ def initial_network(
                 f"{_short(expected)}, got {_short(found)}: use its own recipe and data"
             )
     network = Network(architecture)
-    network.load_state_dict(loaded.network.state_dict())
+    weights = loaded.network.state_dict()
+    if grows:
+        weights = {**_small(network, "decoder.whole."), **weights}
+    network.load_state_dict(weights)
     return network
+
+
+def _small(network: Network, prefix: str) -> dict[str, Tensor]:
+    state = network.state_dict()
+    return {name: each * NEW_LAYER for name, each in state.items() if name.startswith(prefix)}
 
 
 def _short(value: object) -> str:

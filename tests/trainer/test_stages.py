@@ -206,6 +206,21 @@ def test_a_run_starts_from_a_checkpoint(place):
     assert all(torch.allclose(first[name], then[name], atol=1e-6) for name in first)
 
 
+def test_a_checkpoint_can_grow_a_say_of_the_whole_image(place):
+    write_stages(place, CACHED.format(1))
+    assert fit(place, "one") == 0
+    start = ["--initial", str(place / "one" / "best")]
+    changes = "network.whole_image=true", "stages.0.learning_rate=1e-9"
+    assert main([*arguments(place, "two", *changes), *start]) == 0
+    first, then = best(place, "one"), weights(place, "two")
+    assert then.keys() - first.keys() == {"decoder.whole.weight", "decoder.whole.bias"}
+    assert all(torch.allclose(first[name], then[name], atol=1e-6) for name in first)
+    usual = 1280**-0.5  # a layer of torch starts within this
+    assert 0 < then["decoder.whole.weight"].abs().max() <= usual / 10 + 1e-6
+    start = ["--initial", str(place / "two" / "best")]
+    assert main([*arguments(place, "three"), *start]) == 1  # what has grown does not shrink
+
+
 @pytest.mark.parametrize(
     ("change", "differs"),
     [
