@@ -60,7 +60,7 @@ def bare_ms(captioner: Captioner, photos: Sequence[bytes], seconds: float) -> fl
 def measured(
     captioner: Captioner, photos: dict[int, list[bytes]], args: argparse.Namespace
 ) -> dict[int, Pair]:
-    """Let pipeline and service take turns, and give the medians of the rounds by size.
+    """Let pipeline and service take turns, and give the round of the median difference by size.
 
     Raises:
         Unavailable: the service does not start, or says something else than the captioner.

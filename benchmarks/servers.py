@@ -186,8 +186,10 @@ def serving(contender: Contender, conditions: Conditions) -> Iterator[Server]:
     """Start a server, wait for its first caption, stop it and whatever it started.
 
     Raises:
-        Unavailable: it could not be installed, it ended, or it did not answer in time.
+        Unavailable: it could not be installed, it ended, or it did not answer in time; or we lack
+            what ends it.
     """
+    psutil = _psutil()
     peer = PEERS.get(contender.name, OUR_SERVER)
     python = python_of(contender.name, conditions.cache)
     port = load.free_port()
@@ -212,7 +214,7 @@ def serving(contender: Contender, conditions: Conditions) -> Iterator[Server]:
             _wait(process, server, conditions.start_s, log)
             yield server
         finally:
-            _stop(process)
+            _stop(process, psutil)
 
 
 def _environment(
@@ -275,10 +277,17 @@ def _last_line(text: str) -> str:
     return next((line for line in reversed(text.splitlines()) if line.strip()), "no message")[:300]
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """End the tree by its ids: politely, then for good."""
-    import psutil  # noqa: PLC0415 - only who starts a server needs it
+def _psutil() -> Any:
+    """Import what only who starts a server needs, before there is one to end."""
+    try:
+        import psutil  # noqa: PLC0415
+    except ImportError:
+        raise Unavailable("psutil is missing: make bench installs it") from None
+    return psutil
 
+
+def _stop(process: subprocess.Popen[bytes], psutil: Any) -> None:
+    """End the tree by its ids: politely, then for good."""
     try:
         tree = psutil.Process(process.pid).children(recursive=True)
     except psutil.NoSuchProcess:

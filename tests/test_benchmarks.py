@@ -7,6 +7,7 @@ import io
 import json
 import sys
 import threading
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -530,15 +531,52 @@ def test_the_round_with_the_median_difference_is_told():
     assert line.split() == ["640", "30.0", "33.0", "3.0"]
 
 
-def test_pipeline_and_service_take_turns(tmp_path):
-    directory = save_tiny_checkpoint(tmp_path)
+def test_pipeline_and_service_take_turns(picky, monkeypatch):
+    @contextmanager
+    def serving(contender, conditions):
+        assert contender.name == servers.OURS
+        turns.append("served")
+        yield SimpleNamespace(port=picky, posts=lambda photos: posts(*photos))
+
+    def caption(images):
+        turns.append("bare")
+        return [[SimpleNamespace(text="dog")] for _ in images]
+
+    turns = []
+    monkeypatch.setattr(overhead, "serving", serving)
+    bare = SimpleNamespace(read=lambda photo, **_: photo, caption=caption)
     args = argparse.Namespace(
-        checkpoint=directory, threads=1, precision="float32", rounds=1, seconds=0.3
+        checkpoint=Path(), threads=1, precision="float32", rounds=2, seconds=0.2
     )
-    pairs = overhead.measured(Captioner.load(directory), {64: [photo(1), photo(2)]}, args)
+    pairs = overhead.measured(bare, {64: [b"a1", b"a2"]}, args)
     assert list(pairs) == [64]
     assert pairs[64].bare_ms > 0
     assert pairs[64].service_ms > 0
+    assert turns[0] == "served"
+    assert turns.count("bare") >= 2 + 2 * args.rounds  # each photo is compared first
+
+
+def test_a_service_that_says_something_else_is_not_measured(picky, monkeypatch):
+    server = SimpleNamespace(port=picky, posts=lambda photos: posts(*photos))
+    monkeypatch.setattr(overhead, "serving", lambda *_: nullcontext(server))
+    cat = [[SimpleNamespace(text="cat")]]
+    bare = SimpleNamespace(read=lambda photo, **_: photo, caption=lambda _: cat)
+    args = argparse.Namespace(
+        checkpoint=Path(), threads=1, precision="float32", rounds=1, seconds=0.2
+    )
+    with pytest.raises(servers.Unavailable, match="'dog' instead of 'cat'"):
+        overhead.measured(bare, {64: [b"a1"]}, args)
+
+
+def test_without_psutil_no_server_is_started(monkeypatch):
+    monkeypatch.setitem(sys.modules, "psutil", None)
+    monkeypatch.setattr(servers.subprocess, "Popen", None)  # would fail
+    conditions = servers.Conditions(SHIPPED, 1, 1.0, 1.0, Path(), "float32")
+    with (
+        pytest.raises(servers.Unavailable, match="make bench"),
+        servers.serving(servers.Contender(servers.OURS, "captioner"), conditions),
+    ):
+        pass
 
 
 # --- on a GPU -----------------------------------------------------------------------------------

@@ -54,7 +54,7 @@ def initial_network(
     has = loaded.network.architecture
     grows = architecture.whole_image and not has.whole_image
     asked = architecture.model_copy(
-        update={"dropout": has.dropout, "whole_image": architecture.whole_image and not grows}
+        update={"dropout": has.dropout, "whole_image": has.whole_image and architecture.whole_image}
     )
     pairs = {
         "vocabulary": (loaded.vocabulary, vocabulary),
