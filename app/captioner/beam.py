@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 STEPS_BETWEEN_CHECKS = 4
@@ -96,7 +97,7 @@ class _Beam(NamedTuple):
     images_B: Tensor
     words_BK: Tensor
     log_probs_BK: Tensor
-    steps_BK: Tensor
+    scores_BK: Tensor
     finished_BK: Tensor
 
 
@@ -150,16 +151,21 @@ def search(
     """
     state = decoder.start(features_BRD, options.beam_width)
     beam = _first_beam(features_BRD, options.beam_width, bos)
-    forbidden = sorted({bos, *banned})
+    forbidden = {bos, *banned}
     said_BKT = beam.words_BK.unsqueeze(-1)
     left: list[_Beam] = []
     traces: list[_Trace] = []
     for step in range(options.max_words + 1):
         logits_BKV, state, attention_BKR = decoder.step(beam.words_BK, state)
         logits_BKV = logits_BKV.float()
+        if step in (0, options.min_words):
+            too_early = {eos} if step < options.min_words else set()
+            barred_V = _barred(logits_BKV, forbidden | too_early)
+        logits_BKV += barred_V
         _block_repeats(logits_BKV, said_BKT, options.no_repeat_ngram_size)
-        following = _following(logits_BKV, forbidden, eos, step, options)
-        beam, trace = _advance(beam, following, attention_BKR, eos, options.length_penalty)
+        following = _following(logits_BKV, eos, step, options)
+        penalty = (step + 1) ** options.length_penalty
+        beam, trace = _advance(beam, following, attention_BKR, eos, penalty)
         traces.append(trace)
         if wanted and _ended(beam):
             break
@@ -176,7 +182,7 @@ def search(
             staying_B = torch.tensor(staying, device=features_BRD.device)
             beam, state = _select(beam, staying_B), decoder.select(state, staying_B)
             said_BKT = said_BKT.index_select(0, staying_B)
-    return _read_back(_together([*left, beam]), traces, eos, options.length_penalty)
+    return _read_back(_together([*left, beam]), traces, eos)
 
 
 def _first_beam(features_BRD: Tensor, width: int, bos: int) -> _Beam:
@@ -189,9 +195,17 @@ def _first_beam(features_BRD: Tensor, width: int, bos: int) -> _Beam:
         torch.arange(len(words), device=words.device),
         words,
         log_probs,
-        torch.zeros_like(words),
+        log_probs,
         torch.zeros_like(words, dtype=torch.bool),
     )
+
+
+def _barred(logits_BKV: Tensor, words: Iterable[int]) -> Tensor:
+    """Give what to add to word scores so that these words are impossible."""
+    barred_V = torch.zeros_like(logits_BKV[0, 0])
+    for word in words:
+        barred_V[word] = -torch.inf
+    return barred_V
 
 
 def _block_repeats(logits_BKV: Tensor, said_BKT: Tensor, size: int) -> None:
@@ -203,9 +217,7 @@ def _block_repeats(logits_BKV: Tensor, said_BKT: Tensor, size: int) -> None:
         return
     earlier_BKWS = said_BKT.unfold(-1, size, 1)
     begun_BKW = (earlier_BKWS[..., :-1] == said_BKT[..., None, 1 - size :]).all(-1)
-    barred_BKW = torch.zeros_like(begun_BKW, dtype=logits_BKV.dtype)
-    barred_BKW.masked_fill_(begun_BKW, -torch.inf)
-    logits_BKV.scatter_add_(-1, earlier_BKWS[..., -1], barred_BKW)
+    logits_BKV.scatter_add_(-1, earlier_BKWS[..., -1], torch.where(begun_BKW, -torch.inf, 0.0))
 
 
 def _go_on(said_BKT: Tensor, trace: "_Trace") -> Tensor:
@@ -214,23 +226,16 @@ def _go_on(said_BKT: Tensor, trace: "_Trace") -> Tensor:
     return torch.cat((said_BKT.gather(1, parents_BKT), trace.words_BK.unsqueeze(-1)), dim=-1)
 
 
-def _following(
-    logits_BKV: Tensor, forbidden: list[int], eos: int, step: int, options: SearchOptions
-) -> _Following:
+def _following(logits_BKV: Tensor, eos: int, step: int, options: SearchOptions) -> _Following:
     """Give the most likely continuations of every beam, the end mark alone at the last step.
 
     The K best continuations of an image are among the K best of each of its beams, so the other
     words are only counted, in the softmax's denominator.
     """
-    for word in forbidden:
-        logits_BKV[..., word] = -torch.inf
-    if step < options.min_words:
-        logits_BKV[..., eos] = -torch.inf
-    best = logits_BKV.topk(min(options.beam_width, logits_BKV.shape[-1]))
-    most_BK1 = best.values[..., :1]
-    whole_BK1 = (logits_BKV - most_BK1).exp_().sum(-1, keepdim=True).log_().add_(most_BK1)
+    whole_BK1 = logits_BKV.logsumexp(-1, keepdim=True)
     if step == options.max_words:
         return _only_end(logits_BKV[..., eos : eos + 1] - whole_BK1, eos)
+    best = logits_BKV.topk(min(options.beam_width, logits_BKV.shape[-1]))
     return _Following(best.indices, best.values - whole_BK1)
 
 
@@ -242,41 +247,30 @@ def _only_end(log_probs_BK1: Tensor, eos: int) -> _Following:
 
 
 def _advance(
-    beam: _Beam, following: _Following, attention_BKR: Tensor | None, eos: int, alpha: float
+    beam: _Beam, following: _Following, attention_BKR: Tensor | None, eos: int, penalty: float
 ) -> tuple[_Beam, _Trace]:
-    """Choose the K best continuations of all beams of an image."""
-    steps_BK = beam.steps_BK + ~beam.finished_BK
-    words_BKN, log_probs_BKN = _hold_finished(following, beam.finished_BK, eos)
+    """Choose the K best continuations of all beams of an image.
+
+    A finished beam has one continuation: the end mark again, at no cost.
+    """
+    finished_BK1 = beam.finished_BK.unsqueeze(-1)
+    words_BKN = following.words_BKN.masked_fill(finished_BK1, eos)
+    log_probs_BKN = following.log_probs_BKN.masked_fill(finished_BK1, 0.0)
     totals_BKN = beam.log_probs_BK.unsqueeze(-1) + log_probs_BKN
-    scores_BKN = _score(totals_BKN, steps_BK.unsqueeze(-1), alpha)
-    chosen_BK = scores_BKN.flatten(1).topk(beam.words_BK.shape[1]).indices
-    parents_BK = chosen_BK // words_BKN.shape[-1]
-    words_BK = words_BKN.flatten(1).gather(1, chosen_BK)
-    totals_BK = totals_BKN.flatten(1).gather(1, chosen_BK)
+    held_BKN = F.pad(beam.scores_BK.unsqueeze(-1), (0, words_BKN.shape[-1] - 1), value=-torch.inf)
+    scores_BKN = torch.where(finished_BK1, held_BKN, totals_BKN / penalty)
+    best = scores_BKN.flatten(1).topk(beam.words_BK.shape[1])
+    words_BK = words_BKN.flatten(1).gather(1, best.indices)
     grown = _Beam(
         beam.images_B,
         words_BK,
-        totals_BK,
-        steps_BK.gather(1, parents_BK),
-        (words_BK == eos) | totals_BK.isneginf(),  # an empty slot never grows
+        totals_BKN.flatten(1).gather(1, best.indices),
+        best.values,
+        (words_BK == eos) | best.values.isneginf(),  # an empty slot never grows
     )
-    word_log_probs_BK = log_probs_BKN.flatten(1).gather(1, chosen_BK)
+    word_log_probs_BK = log_probs_BKN.flatten(1).gather(1, best.indices)
+    parents_BK = best.indices // words_BKN.shape[-1]
     return grown, _Trace(beam.images_B, parents_BK, words_BK, word_log_probs_BK, attention_BKR)
-
-
-def _hold_finished(following: _Following, finished_BK: Tensor, eos: int) -> _Following:
-    """A finished beam has one continuation: the end mark again, at no cost."""
-    finished_BK1 = finished_BK.unsqueeze(-1)
-    free_N = torch.full_like(following.log_probs_BKN[0, 0], -torch.inf)
-    free_N[0] = 0.0
-    return _Following(
-        following.words_BKN.masked_fill(finished_BK1, eos),
-        torch.where(finished_BK1, free_N, following.log_probs_BKN),
-    )
-
-
-def _score(log_probs: Tensor, steps: Tensor, alpha: float) -> Tensor:
-    return log_probs / steps.clamp(min=1).float().pow(alpha)
 
 
 def _ended(beam: _Beam) -> bool:
@@ -304,7 +298,7 @@ def _together(beams: list[_Beam]) -> _Beam:
     return whole
 
 
-def _read_back(beam: _Beam, traces: list[_Trace], eos: int, alpha: float) -> Beams:
+def _read_back(beam: _Beam, traces: list[_Trace], eos: int) -> Beams:
     """Follow the parents from the last step to the first; topk left the best beam first."""
     slots_BK = torch.arange(beam.words_BK.shape[1], device=beam.words_BK.device)
     slots_BK = slots_BK.expand_as(beam.words_BK)
@@ -317,12 +311,12 @@ def _read_back(beam: _Beam, traces: list[_Trace], eos: int, alpha: float) -> Bea
         torch.stack(each, dim=-1).gather(1, slots_BKT)
         for each in ([t.words_BK for t in whole], [t.word_log_probs_BK for t in whole])
     )
-    log_probs_BK = beam.log_probs_BK.masked_fill(~beam.finished_BK, -torch.inf)
+    growing_BK = ~beam.finished_BK
     return Beams(
         words_BKT,
         (words_BKT != eos).sum(-1),
-        log_probs_BK,
-        _score(log_probs_BK, beam.steps_BK, alpha),
+        beam.log_probs_BK.masked_fill(growing_BK, -torch.inf),
+        beam.scores_BK.masked_fill(growing_BK, -torch.inf),
         word_log_probs_BKT,
         _attention(whole, parents_BKT),
     )
