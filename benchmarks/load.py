@@ -20,10 +20,11 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self, cast
 
-import h11
+import httptools
 import numpy as np
+import uvloop
 from PIL import Image
 
 HOST = "127.0.0.1"
@@ -112,62 +113,82 @@ def free_port() -> int:
 # --- one request --------------------------------------------------------------------------------
 
 
-class Connection:
-    """One HTTP/1.1 connection to the server; it is opened when it is needed."""
+class Connection(asyncio.Protocol):
+    """One HTTP/1.1 connection to the server; it is opened when it is needed.
+
+    It costs the cores little, since the server under test has the same ones.
+    """
 
     def __init__(self, port: int) -> None:
         self._port = port
-        self._reader: asyncio.StreamReader | None = None
-        self._writer: asyncio.StreamWriter | None = None
+        self._transport: asyncio.Transport | None = None
+        self._parser = httptools.HttpResponseParser(self)
+        self._answer: asyncio.Future[tuple[int, bytes]] | None = None
+        self._parts: list[bytes] = []
 
     async def ask(self, post: Post) -> tuple[int, bytes]:
         """Send one request; give the status and the body of the answer.
 
         Raises:
-            OSError: the connection broke.
-            h11.ProtocolError: what came was not HTTP.
+            OSError: the connection broke, or what came was not HTTP.
         """
-        if self._reader is None or self._writer is None:
-            self._reader, self._writer = await asyncio.open_connection(HOST, self._port)
-        http = h11.Connection(h11.CLIENT)
-        headers = [
-            ("Host", f"{HOST}:{self._port}"),
-            ("Content-Type", post.content_type),
-            ("Content-Length", str(len(post.body))),
-        ]
-        request = h11.Request(method="POST", target=post.path, headers=headers)
-        self._writer.write(b"".join(_wire(http, request, post.body)))
-        with contextlib.suppress(ConnectionError):  # who refuses early may have answered
-            await self._writer.drain()
-        status, body = await _answer(http, self._reader)
-        if http.their_state is not h11.DONE:
-            self.close()
-        return status, body
+        loop = asyncio.get_running_loop()
+        if self._transport is None:
+            await loop.create_connection(lambda: self, HOST, self._port)
+        if self._transport is None:
+            raise ConnectionResetError("the server hung up")
+        self._answer = loop.create_future()
+        self._transport.writelines([_head(post, self._port), post.body])
+        return await self._answer
 
     def close(self) -> None:
         """Hang up."""
-        if self._writer is not None:
-            self._writer.close()
-        self._reader = self._writer = None
+        if self._transport is not None:
+            self._transport.close()
+        self._transport = None
+
+    # what asyncio and httptools call
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:  # noqa: D102
+        self._transport = cast("asyncio.Transport", transport)
+        self._parser = httptools.HttpResponseParser(self)
+
+    def data_received(self, data: bytes) -> None:  # noqa: D102
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError as error:
+            self._fail(ConnectionError(f"no HTTP: {error}"))
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: D102
+        self._transport = None
+        self._fail(exc or ConnectionResetError("the server hung up"))
+
+    def on_message_begin(self) -> None:  # noqa: D102
+        self._parts = []
+
+    def on_body(self, body: bytes) -> None:  # noqa: D102
+        self._parts.append(body)
+
+    def on_message_complete(self) -> None:  # noqa: D102
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_result((self._parser.get_status_code(), b"".join(self._parts)))
+        if not self._parser.should_keep_alive():
+            self.close()
+
+    def _fail(self, error: Exception) -> None:
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_exception(error)
+        self.close()
 
 
-def _wire(http: h11.Connection, request: h11.Request, body: bytes) -> Iterator[bytes]:
-    for event in (request, h11.Data(data=body), h11.EndOfMessage()):
-        yield http.send(event) or b""
-
-
-async def _answer(http: h11.Connection, reader: asyncio.StreamReader) -> tuple[int, bytes]:
-    status, parts = 0, []
-    while True:
-        event = http.next_event()
-        if event is h11.NEED_DATA:
-            http.receive_data(await reader.read(65536))
-        elif isinstance(event, h11.Response):
-            status = event.status_code
-        elif isinstance(event, h11.Data):
-            parts.append(bytes(event.data))
-        elif isinstance(event, (h11.EndOfMessage, h11.ConnectionClosed)) or event is h11.PAUSED:
-            return status, b"".join(parts)
+def _head(post: Post, port: int) -> bytes:
+    lines = (
+        f"POST {post.path} HTTP/1.1",
+        f"Host: {HOST}:{port}",
+        f"Content-Type: {post.content_type}",
+        f"Content-Length: {len(post.body)}",
+    )
+    return "\r\n".join((*lines, "\r\n")).encode()
 
 
 def ask(port: int, post: Post, *, timeout_s: float = TIMEOUT_S) -> tuple[int, bytes]:
@@ -181,12 +202,10 @@ def ask(port: int, post: Post, *, timeout_s: float = TIMEOUT_S) -> tuple[int, by
         connection = Connection(port)
         try:
             return await asyncio.wait_for(connection.ask(post), timeout_s)
-        except h11.ProtocolError as error:
-            raise ConnectionError(str(error)) from error
         finally:
             connection.close()
 
-    return asyncio.run(once())
+    return uvloop.run(once())
 
 
 def caption_of(body: bytes) -> str:
@@ -230,7 +249,7 @@ def closed_loop(port: int, posts: Sequence[Post], *, concurrency: int, seconds: 
     """Keep ``concurrency`` requests under way; the posts take turns."""
     if wrk := shutil.which("wrk"):
         return _with_wrk(wrk, port, posts, concurrency, seconds)
-    return asyncio.run(_with_python(port, posts, concurrency, seconds))
+    return uvloop.run(_with_python(port, posts, concurrency, seconds))
 
 
 def generator() -> str:
@@ -297,7 +316,7 @@ async def _with_python(
 async def _accepted(connection: Connection, each: Post) -> bool:
     try:
         status, _ = await asyncio.wait_for(connection.ask(each), TIMEOUT_S)
-    except (OSError, h11.ProtocolError):
+    except OSError:
         connection.close()
         await asyncio.sleep(0.05)
         return False
@@ -343,7 +362,7 @@ def open_loop(
         try:
             asking = connection.ask(posts[index % len(posts)])
             status, _ = await asyncio.wait_for(asking, patience_s)
-        except (OSError, h11.ProtocolError):
+        except OSError:
             status = 0
         finally:
             connection.close()
@@ -353,7 +372,7 @@ def open_loop(
         started_s = time.perf_counter()
         return await asyncio.gather(*(arrival(index, started_s) for index in range(len(moments))))
 
-    return asyncio.run(everybody())
+    return uvloop.run(everybody())
 
 
 # --- the price ----------------------------------------------------------------------------------
