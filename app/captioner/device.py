@@ -1,8 +1,10 @@
 """What a device can do for us, and to us: run out of memory, or fail for good."""
 
+import heapq
+import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Literal, TypeVar
 
 import torch
@@ -59,6 +61,10 @@ class Cores:
     than the cores, all of them sleep between steps and wake late. That doubles a caption's time. So
     does a call beside one that has them all, which therefore waits for its end.
 
+    A call that has one core stays on it, where the process may use no other cores than these: a
+    scheduler that sees threads wake each other thousands of times a second puts two of them on the
+    same core again and again. Where there are more cores, others may have been promised them.
+
     Args:
         count: cores of all calls together.
     """
@@ -69,6 +75,9 @@ class Cores:
         self._lone = False
         self._first: threading.Thread | None = None
         self._changed = threading.Condition()
+        allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+        self._all = allowed if len(allowed) == count else []
+        self._free = list(self._all)
 
     @contextmanager
     def shared(self, *, alone: bool = True) -> Iterator[None]:
@@ -85,16 +94,38 @@ class Cores:
             mine = self._first is threading.current_thread()
             self._lone = alone and self._calls == 1 and mine
             share = self.count if self._lone else 1
+            core = heapq.heappop(self._free) if self._free and not self._lone else None
         before = torch.get_num_threads()
         torch.set_num_threads(share)
         try:
-            yield
+            with _kept_on(core, self._all):
+                yield
         finally:
             torch.set_num_threads(before)
             with self._changed:
+                if core is not None:
+                    heapq.heappush(self._free, core)
                 self._calls -= 1
                 self._lone = False
                 self._changed.notify_all()
+
+
+@contextmanager
+def _kept_on(core: int | None, all_: list[int]) -> Iterator[None]:
+    """Let this thread run on that core alone, then on all of them again."""
+    if core is None:
+        yield
+        return
+    _run_on([core])
+    try:
+        yield
+    finally:
+        _run_on(all_)
+
+
+def _run_on(cores: list[int]) -> None:
+    with suppress(OSError):  # whoever runs the container took them away, or forbids the choice
+        os.sched_setaffinity(0, cores)
 
 
 def take_one_core() -> None:

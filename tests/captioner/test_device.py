@@ -1,6 +1,7 @@
 """What a device does to us, in our words."""
 
 import gc
+import os
 import threading
 import weakref
 
@@ -106,6 +107,46 @@ def test_calls_side_by_side_get_one_core_each():
         other.join(10)
         assert torch.get_num_threads() == 1
     assert seen == [1]
+
+
+MINE = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+
+
+def where_two_calls_run(cores):
+    seen = []
+
+    def call():
+        with cores.shared(alone=False):
+            seen.append(sorted(os.sched_getaffinity(0)))
+
+    with cores.shared(alone=False):
+        seen.append(sorted(os.sched_getaffinity(0)))
+        other = threading.Thread(target=call)
+        other.start()
+        other.join(10)
+    return seen
+
+
+@pytest.mark.skipif(len(MINE) < 2, reason="wants two cores, and a system that lets threads choose")
+def test_calls_side_by_side_keep_to_cores_of_their_own():
+    cores = device.Cores(len(MINE))
+    assert where_two_calls_run(cores) == [[MINE[0]], [MINE[1]]]
+    assert sorted(os.sched_getaffinity(0)) == MINE
+    assert where_two_calls_run(cores) == [[MINE[0]], [MINE[1]]]
+    with cores.shared():
+        assert sorted(os.sched_getaffinity(0)) == MINE
+
+
+@pytest.mark.skipif(not MINE, reason="this system lets no thread choose")
+def test_cores_that_others_may_use_too_are_left_to_the_scheduler(monkeypatch):
+    assert where_two_calls_run(device.Cores(len(MINE) + 1)) == [MINE, MINE]
+
+    def refused(_pid, _cores):
+        raise PermissionError
+
+    cores = device.Cores(len(MINE))
+    monkeypatch.setattr(os, "sched_setaffinity", refused)
+    assert where_two_calls_run(cores) == [MINE, MINE]
 
 
 def test_a_call_that_fails_gives_its_cores_back():
