@@ -5,13 +5,14 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from torch import Tensor
 from tqdm import tqdm
 
 from app.captioner.checkpoint import Checkpoint
 from app.captioner.checkpoint import load as load_checkpoint
+from app.captioner.device import Precision
 from app.captioner.errors import ImageError
 from app.captioner.pipeline import Caption, Captioner
 from trainer.data import TOKEN_FILE, Example, Split, list_path, read_split, split_names
@@ -113,6 +114,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_search(parser)
     add_rules(parser)
     parser.add_argument("--device", default=available_device())
+    parser.add_argument(
+        "--precision",
+        choices=get_args(Precision),
+        default="float32",
+        help="the service's CAPTION_PRECISION may differ",
+    )
 
 
 def add_search(parser: argparse.ArgumentParser) -> None:
@@ -127,7 +134,7 @@ def run(args: argparse.Namespace) -> int:
     loaded = with_search(load_checkpoint(args.checkpoint), args)
     split = read_split(args.data, args.split, images=args.images)
     training = training_captions(args.data, evaluated=args.split)
-    captioner = Captioner(loaded, device=args.device)
+    captioner = Captioner(loaded, device=args.device, precision=args.precision)
     captions = say(captioner, split)
     scores = scored(texts(captions), split, training=training)
     if args.captions:
@@ -140,7 +147,7 @@ def run(args: argparse.Namespace) -> int:
         other = tutorial_score(texts(captions), references_of(split))
     if args.json:
         args.json.write_text(json.dumps(_as_dict(scores, other), indent=2) + "\n")
-    print(f"{args.checkpoint} on {args.split}, {loaded.manifest.search}")
+    print(f"{args.checkpoint} on {args.split}, {args.precision}, {loaded.manifest.search}")
     print(scores.table())
     if other:
         print(f"\n{other.table()}")

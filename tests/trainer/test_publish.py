@@ -1,8 +1,9 @@
 import json
 
 import pytest
+import torch
 
-from app.captioner import checkpoint
+from app.captioner import checkpoint, fused
 from app.captioner.pipeline import Captioner
 from tiny import data_directory, tiny_unpublished
 from trainer.__main__ import main
@@ -87,6 +88,16 @@ def test_evaluate_scores_a_split_and_writes_the_captions(place, capsys):
     assert main(["score", str(captions), "--references", references]) == 0
     value = f"{json.loads(scores.read_text())['cider']['value']:.3f}"
     assert value in capsys.readouterr().out
+
+
+def test_evaluate_scores_what_a_service_in_bfloat16_says(place, capsys):
+    publish(place)
+    arguments = ["evaluate", str(place / "store/tiny/7"), "--data", str(place / "data")]
+    computes = fused.available() and fused.computes(torch.bfloat16)
+    asked = [*arguments, "--device", "cpu", "--precision", "bfloat16"]
+    assert main(asked) == (0 if computes else 1)
+    printed = capsys.readouterr()
+    assert "on dev, bfloat16" in printed.out if computes else "choose float32" in printed.err
 
 
 def test_evaluate_reads_any_split_of_the_layout(place, capsys):
