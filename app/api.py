@@ -52,7 +52,7 @@ class Door:
     telemetry: Telemetry
 
 
-def _door(request: Request) -> Door:
+async def _door(request: Request) -> Door:  # a plain function would be run in a thread
     door: Door = request.app.state.door
     return door
 

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import json
 
+import anyio.to_thread
 import httpx
 import pytest
 
@@ -47,6 +48,19 @@ async def test_the_three_forms_give_the_same_answer():
     for answer in (raw, form, body):
         assert captions(answer) == ["a dog"]
         CaptionResponse.model_validate_json(answer.content)
+
+
+async def test_no_request_takes_a_thread_of_the_framework(monkeypatch):
+    """A plain function among the dependencies would cost every request two hand-overs."""
+
+    def refused(*_args, **_kwargs):
+        raise AssertionError("a function was given to a thread")
+
+    monkeypatch.setattr(anyio.to_thread, "run_sync", refused)
+    async with serving() as client:
+        assert captions(await client.post("/v1/captions", files=as_files(b"a dog"))) == ["a dog"]
+        for path in ("/livez", "/startupz", "/readyz", "/healthz", "/v1/models", "/metrics"):
+            assert (await client.get(path)).status_code == 200
 
 
 async def test_the_answer_is_exactly_what_was_asked_for():
