@@ -19,6 +19,7 @@ import result
 from app.captioner.device import Precision
 from app.captioner.pipeline import Captioner
 from limit import measure
+from meter import Meter
 from plain import PlainCaptioner
 from servers import (
     ENGINES,
@@ -75,7 +76,7 @@ def ceilings(args: argparse.Namespace, photos: dict[int, list[bytes]]) -> dict[i
 
 def measured(server: Server, posts: Sequence[load.Post], concurrency: int, seconds: float) -> Row:
     """Load the server and say what came back and what it cost."""
-    with load.Meter(server.pid) as meter:
+    with Meter(server.pid) as meter:
         before_s = meter.cpu_s()
         seen = load.closed_loop(server.port, posts, concurrency=concurrency, seconds=seconds)
         spent_s = meter.cpu_s() - before_s

@@ -146,7 +146,8 @@ def run(args: argparse.Namespace) -> int:
     if args.rules == "tutorial":
         other = tutorial_score(texts(captions), references_of(split))
     if args.json:
-        args.json.write_text(json.dumps(_as_dict(scores, other), indent=2) + "\n")
+        figures = {"precision": args.precision, **_as_dict(scores, other)}
+        args.json.write_text(json.dumps(figures, indent=2) + "\n")
     print(f"{args.checkpoint} on {args.split}, {args.precision}, {loaded.manifest.search}")
     print(scores.table())
     if other:

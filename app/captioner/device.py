@@ -49,7 +49,8 @@ def fastest_precision(device: str) -> Precision:
         native = torch.cuda.is_bf16_supported(including_emulation=False)
         return "bfloat16" if native else "float32"
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()  # noqa: SLF001
-    return "bfloat16" if native else "float32"
+    multiplies = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return "bfloat16" if native and multiplies else "float32"
 
 
 class Cores:

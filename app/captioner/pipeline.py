@@ -316,10 +316,14 @@ def _prepared(network: Network, precision: Precision) -> Network:
     elif device.type == "cuda":
         prepare, computes = recorded.prepared, recorded.computes(dtype)
     else:
-        return network
+        prepare, computes = _as_it_is, dtype == torch.float32
     if not computes:
         raise CheckpointError(f"this {device.type} cannot compute in {precision}: choose float32")
     return prepare(network, dtype)
+
+
+def _as_it_is(network: Network, dtype: torch.dtype) -> Network:  # noqa: ARG001
+    return network
 
 
 def _to_host(beams: beam.Beams) -> _Found:

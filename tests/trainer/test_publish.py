@@ -84,6 +84,7 @@ def test_evaluate_scores_a_split_and_writes_the_captions(place, capsys):
     lines = [json.loads(line) for line in captions.read_text().splitlines()]
     assert [line["image"] for line in lines] == ["dev0.png", "dev1.png"]
     assert json.loads(scores.read_text())["images"] == 2
+    assert json.loads(scores.read_text())["precision"] == "float32"
     references = str(place / "data" / "Flickr8k.token.txt")
     assert main(["score", str(captions), "--references", references]) == 0
     value = f"{json.loads(scores.read_text())['cider']['value']:.3f}"
