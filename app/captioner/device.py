@@ -9,6 +9,7 @@ from typing import Literal, TypeVar
 
 import torch
 
+from app.captioner import fused
 from app.captioner.errors import DeviceFault, OutOfMemory
 
 Result = TypeVar("Result")
@@ -49,8 +50,7 @@ def fastest_precision(device: str) -> Precision:
         native = torch.cuda.is_bf16_supported(including_emulation=False)
         return "bfloat16" if native else "float32"
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()  # noqa: SLF001
-    multiplies = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    return "bfloat16" if native and multiplies else "float32"
+    return "bfloat16" if native and fused.available() else "float32"
 
 
 class Cores:

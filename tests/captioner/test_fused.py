@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from app.captioner import fused
+from app.captioner.device import fastest_precision
 from app.captioner.errors import CheckpointError
 from app.captioner.network import ENCODERS, Architecture, Network
 from app.captioner.pipeline import Captioner
@@ -124,10 +125,13 @@ def test_batch_norms_and_activations_are_gone():
     assert "BatchNorm2d" in {type(module).__name__ for module in network.modules()}
 
 
-def test_without_onednn_the_network_is_taken_as_it_is(monkeypatch):
+def test_without_onednn_the_network_is_taken_as_it_is_and_computes_in_float32(monkeypatch):
     monkeypatch.setattr(fused, "available", lambda: False)
+    assert fastest_precision("cpu") == "float32"
     loaded = tiny_unpublished()
-    captioner = Captioner(loaded, precision="bfloat16")
+    with pytest.raises(CheckpointError, match="choose float32"):
+        Captioner(loaded, precision="bfloat16")
+    captioner = Captioner(loaded)
     assert captioner.network is loaded.network
     square = captioner.read(photo(), max_pixels=10_000)
     assert captioner.caption([square])[0][0].text
