@@ -81,8 +81,7 @@ def load_captioner(settings: Settings) -> "Captioner":
     """
     import torch  # noqa: PLC0415 - seconds of import, paid in an inference thread
 
-    from app.captioner.device import fastest_precision  # noqa: PLC0415
-    from app.captioner.pipeline import Captioner  # noqa: PLC0415
+    from app.captioner.pipeline import Captioner, fastest_precision  # noqa: PLC0415
 
     cores = settings.torch_threads or usable_cores()
     torch.set_num_threads(cores)

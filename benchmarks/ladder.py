@@ -16,8 +16,7 @@ import torch
 
 import result
 from app.captioner import checkpoint, fused
-from app.captioner.device import fastest_precision
-from app.captioner.pipeline import Captioner
+from app.captioner.pipeline import Captioner, fastest_precision
 from app.settings import PROJECT_ROOT, Settings
 from limit import MAX_PIXELS, Step, filled, medians_ms, network_steps
 

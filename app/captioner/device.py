@@ -9,7 +9,6 @@ from typing import Literal, TypeVar
 
 import torch
 
-from app.captioner import fused
 from app.captioner.errors import DeviceFault, OutOfMemory
 
 Result = TypeVar("Result")
@@ -38,19 +37,6 @@ def guarded(job: Callable[[], Result]) -> Result:
     # Here the exception is gone, and with it the frames that kept the tensors alive.
     _empty_cache()
     raise OutOfMemory("the batch does not fit into the memory of the device")
-
-
-def fastest_precision(device: str) -> Precision:
-    """Give the precision in which the device multiplies fastest without changing dev scores.
-
-    Many CPUs can only imitate bfloat16, at a fraction of the speed of float32, and so do NVIDIA's
-    GPUs before Ampere.
-    """
-    if torch.device(device).type != "cpu":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-        return "bfloat16" if native else "float32"
-    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()  # noqa: SLF001
-    return "bfloat16" if native and fused.available() else "float32"
 
 
 class Cores:

@@ -309,6 +309,19 @@ class Captioner:
         return Word(text, log_prob, attention_R[:-1].reshape(side, side), float(sentinel))
 
 
+def fastest_precision(device: str) -> Precision:
+    """Give the precision in which the device multiplies fastest without changing dev scores.
+
+    Many CPUs can only imitate bfloat16, at a fraction of the speed of float32, and so do NVIDIA's
+    GPUs before Ampere.
+    """
+    if torch.device(device).type != "cpu":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return "bfloat16" if native else "float32"
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()  # noqa: SLF001
+    return "bfloat16" if native and fused.available() else "float32"
+
+
 def _prepared(network: Network, precision: Precision) -> Network:
     device, dtype = network.encoder.mean.device, getattr(torch, precision)
     if device.type == "cpu" and fused.available():

@@ -6,10 +6,9 @@ import pytest
 import torch
 
 from app.captioner import fused
-from app.captioner.device import fastest_precision
 from app.captioner.errors import CheckpointError
 from app.captioner.network import ENCODERS, Architecture, Network
-from app.captioner.pipeline import Captioner
+from app.captioner.pipeline import Captioner, fastest_precision
 from tiny import photo, tiny_network, tiny_unpublished
 
 SIDE_PX = {"vgg16": 224}  # its classifier takes no other side
