@@ -20,7 +20,7 @@ from app.schemas import (
 from app.service import CaptionService
 
 if TYPE_CHECKING:
-    from app.captioner.pipeline import Caption, Word
+    from app.captioner.captions import Caption, Word
 
     Outcome = tuple[Caption, ...] | Exception
 

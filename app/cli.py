@@ -17,7 +17,8 @@ from app.captioner.errors import CheckpointError, ImageError
 from app.settings import Settings, SettingsError, read_settings
 
 if TYPE_CHECKING:
-    from app.captioner.pipeline import Caption, Captioner
+    from app.captioner.captions import Caption
+    from app.captioner.pipeline import Captioner
 
     Show = Callable[[Path, tuple[Caption, ...]], None]
 

@@ -23,6 +23,7 @@ from starlette.exceptions import HTTPException
 
 from app import api, problems
 from app.api import Door
+from app.captioner import forking
 from app.exchange import RequestTelemetry
 from app.health import Health, State
 from app.limits import Admission
@@ -43,6 +44,7 @@ _LAST_WORDS_S = 1.0  # a failed process lives that long, so that a probe can rea
 _KEEP_ALIVE_S = (
     75  # longer than balancers keep idle connections: they close first, and lose nothing
 )
+_NVIDIA_DRIVER = Path("/dev/nvidiactl")
 _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
@@ -74,16 +76,32 @@ def create_app(settings: Settings, *, captioner: "Captioner | None" = None) -> F
 
 
 def load_captioner(settings: Settings) -> "Captioner":
-    """Load the checkpoint of the settings.
+    """Load the checkpoint of the settings into this process.
 
     Raises:
         CheckpointError: The directory cannot be trusted.
     """
+    return _load_captioner(settings, apart=False)
+
+
+def load_captioner_apart(settings: Settings) -> "Captioner":
+    """Load the checkpoint of the settings, for a CPU of several cores in processes of its own.
+
+    Raises:
+        CheckpointError: The directory cannot be trusted.
+    """
+    apart = settings.lane_processes and _cores(settings) > 1
+    if apart and (settings.device == "cpu" or not _NVIDIA_DRIVER.exists()):
+        forking.begin()  # it imports torch while we do
+    return _load_captioner(settings, apart=apart)
+
+
+def _load_captioner(settings: Settings, *, apart: bool) -> "Captioner":
     import torch  # noqa: PLC0415 - seconds of import, paid in an inference thread
 
     from app.captioner.pipeline import Captioner, fastest_precision  # noqa: PLC0415
 
-    cores = settings.torch_threads or usable_cores()
+    cores = _cores(settings)
     torch.set_num_threads(cores)
     device = settings.device
     if device == "auto":
@@ -91,9 +109,16 @@ def load_captioner(settings: Settings) -> "Captioner":
     precision = settings.precision
     if precision == "auto":
         precision = fastest_precision(device)
-    return Captioner.load(
-        settings.checkpoint_directory(), device=device, precision=precision, cores=cores
-    )
+    directory = settings.checkpoint_directory()
+    if apart and device == "cpu":
+        return Captioner.load_in_lanes(
+            directory, precision=precision, cores=cores, most_images=settings.max_batch
+        )
+    return Captioner.load(directory, device=device, precision=precision, cores=cores)
+
+
+def _cores(settings: Settings) -> int:
+    return settings.torch_threads or usable_cores()
 
 
 def usable_cores(quota: Path = _CPU_QUOTA) -> int:
@@ -105,7 +130,7 @@ def usable_cores(quota: Path = _CPU_QUOTA) -> int:
 
 
 def _loader(settings: Settings, captioner: "Captioner | None") -> "Callable[[], Captioner]":
-    return partial(load_captioner, settings) if captioner is None else lambda: captioner
+    return partial(load_captioner_apart, settings) if captioner is None else lambda: captioner
 
 
 def _door(settings: Settings, load: "Callable[[], Captioner]") -> Door:

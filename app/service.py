@@ -29,7 +29,8 @@ from app.telemetry import Telemetry
 if TYPE_CHECKING:  # the workshop brings torch, which whoever only asks for our health need not load
     from torch import Tensor
 
-    from app.captioner.pipeline import Caption, Captioner, Word
+    from app.captioner.captions import Caption, Word
+    from app.captioner.pipeline import Captioner
 
 Result = TypeVar("Result")
 OnStage = Callable[[str, float, float], None]
@@ -298,6 +299,8 @@ class CaptionService:
         self._decoders.shutdown(wait=idle, cancel_futures=True)
         for thread in self._inference:
             thread.shutdown(wait=idle, cancel_futures=True)
+        if self._captioner is not None:
+            await asyncio.to_thread(self._captioner.close)
         gc.unfreeze()
 
     async def _start(self) -> None:

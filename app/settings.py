@@ -56,6 +56,7 @@ class Settings(BaseSettings):
     max_batch: Count = 8
     decode_threads: Count = 2
     torch_threads: Annotated[int, Field(ge=0)] = 0
+    lane_processes: bool = True
     result_cache_entries: Annotated[int, Field(ge=0)] = 0
 
     body_timeout_s: Seconds = 20.0

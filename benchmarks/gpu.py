@@ -25,8 +25,9 @@ from torchvision import io
 import load
 import result
 from app.captioner import checkpoint
+from app.captioner.captions import Caption
 from app.captioner.device import Precision
-from app.captioner.pipeline import Caption, Captioner, fastest_precision
+from app.captioner.pipeline import Captioner, fastest_precision
 from app.settings import PROJECT_ROOT, Settings
 from limit import MAX_PIXELS, Step, filled, medians_ms, network_steps
 

@@ -10,8 +10,9 @@ import httpx
 import numpy as np
 
 from app.captioner.beam import SearchOptions
+from app.captioner.captions import Caption, Word
 from app.captioner.errors import ImageTooLarge, UndecodableImage, UnsupportedImage
-from app.captioner.pipeline import Caption, Captioner, Word
+from app.captioner.pipeline import Captioner
 from app.main import create_app
 from app.settings import Settings
 from tiny import tiny_unpublished
@@ -49,6 +50,7 @@ class FakeCaptioner:
         self.warmed = []
         self.alone = []  # what each batch was told
         self.golden_error = None
+        self.closed = False
         self.device_errors = []  # raised by the next batches, one each
 
     def read(self, data, *, max_pixels):
@@ -81,6 +83,9 @@ class FakeCaptioner:
     def check_golden(self):
         if self.golden_error:
             raise self.golden_error
+
+    def close(self):
+        self.closed = True
 
 
 def _caption(text, k):

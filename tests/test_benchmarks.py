@@ -22,7 +22,8 @@ from PIL import Image
 
 from app.captioner import checkpoint
 from app.captioner.beam import SearchOptions
-from app.captioner.pipeline import Caption, Captioner
+from app.captioner.captions import Caption
+from app.captioner.pipeline import Captioner
 from app.captioner.vocabulary import BOS, PAD, UNK
 from app.settings import PROJECT_ROOT, Settings
 from tiny import photo, save_tiny_checkpoint, tiny_unpublished

@@ -16,6 +16,7 @@ import httpx
 import pytest
 
 from app.cli import main
+from processes import descendants, is_running, wants_proc
 from tiny import photo, save_tiny_checkpoint
 
 
@@ -237,6 +238,39 @@ def test_a_checkpoint_that_cannot_be_loaded_ends_it_with_the_reason(tmp_path):
         assert service.process.wait(20) == 1
         (refused,) = [one for one in service.events() if one["event"] == "checkpoint_refused"]
     assert "nowhere" in refused["reason"]
+
+
+APART = {"TORCH_THREADS": 2, "LANE_PROCESSES": "true"}
+
+
+@wants_proc
+def test_a_signal_to_all_its_processes_drains_it_and_leaves_none(checkpoint, tmp_path):
+    with Process(checkpoint, tmp_path, DRAIN_DELAY_S=1, **APART) as service:
+        service.wait_for("/readyz", 200)
+        started = descendants(service.process.pid)
+        assert len(started) >= 2
+        for pid in started:  # as systemd does
+            os.kill(pid, signal.SIGTERM)
+        statuses = asyncio.run(_post_until_closed(service))
+        assert service.process.wait(20) == 0
+    assert statuses[0] == 200
+    assert set(statuses) <= {200, 503}
+    ends_s = time.monotonic() + 10
+    while any(map(is_running, started)) and time.monotonic() < ends_s:
+        time.sleep(0.05)
+    assert not any(map(is_running, started))
+
+
+@wants_proc
+def test_a_lane_that_is_killed_ends_it_and_its_caller_is_sent_elsewhere(checkpoint, tmp_path):
+    with Process(checkpoint, tmp_path, **APART) as service:
+        service.wait_for("/readyz", 200)
+        for pid in descendants(service.process.pid):  # as a kernel without memory does
+            os.kill(pid, signal.SIGKILL)
+        answer = service.client.post("/v1/captions", files={"image": ("a.png", photo())})
+        assert (answer.status_code, answer.json()["code"]) == (503, "not_ready")
+        assert service.process.wait(20) == 1
+        assert "device_fault" in {event["event"] for event in service.events()}
 
 
 def test_a_port_that_is_taken_ends_it(checkpoint, tmp_path):

@@ -29,10 +29,13 @@ def deadline_s():
 
 
 async def test_nothing_is_left_after_the_lifespan():
-    async with serving() as client:
+    captioner = FakeCaptioner()
+    async with serving(captioner) as client:
         assert captions(await client.post("/v1/captions", content=b"a", headers=RAW)) == ["a"]
         assert ours()
         assert gc.get_freeze_count() > 0
+        assert not captioner.closed
+    assert captioner.closed
     assert ours() == []
     assert gc.get_freeze_count() == 0
     assert asyncio.all_tasks() == {asyncio.current_task()}

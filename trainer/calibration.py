@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from app.captioner.pipeline import Caption
+from app.captioner.captions import Caption
 from app.captioner.vocabulary import tokenise
 
 BINS = 10

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from PIL import Image
 from torch import Tensor
 
-from app.captioner.pipeline import Caption, Word
+from app.captioner.captions import Caption, Word
 
 _HOT = (255, 90, 0)
 _SHOWN_PX = 224

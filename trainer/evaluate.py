@@ -10,11 +10,12 @@ from typing import Any, get_args
 from torch import Tensor
 from tqdm import tqdm
 
+from app.captioner.captions import Caption
 from app.captioner.checkpoint import Checkpoint
 from app.captioner.checkpoint import load as load_checkpoint
 from app.captioner.device import Precision
 from app.captioner.errors import ImageError
-from app.captioner.pipeline import Caption, Captioner
+from app.captioner.pipeline import Captioner
 from trainer.data import TOKEN_FILE, Example, Split, list_path, read_split, split_names
 from trainer.devices import available_device
 from trainer.errors import DataError, TrainerError

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from app.captioner.pipeline import Caption, Captioner
+from app.captioner.captions import Caption
+from app.captioner.pipeline import Captioner
 from trainer.calibration import Calibration, calibrate
 from trainer.cards import Card, card_html
 from trainer.charts import learning_curves, reliability

@@ -3,9 +3,9 @@
 import heapq
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Literal, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import torch
 
@@ -39,14 +39,26 @@ def guarded(job: Callable[[], Result]) -> Result:
     raise OutOfMemory("the batch does not fit into the memory of the device")
 
 
+class Share(NamedTuple):
+    """The cores of one call.
+
+    Attributes:
+        cores: how many threads torch may have.
+        core: the one that the call keeps to, if any.
+        all: those of the process, to go back to.
+    """
+
+    cores: int
+    core: int | None
+    all: Sequence[int]
+
+
 class Cores:
     """The cores of torch, shared by the calls under way: a lone call gets all, others one each.
 
     Many steps of the search are too short to be split, so calls side by side with a core each do
-    more than one after the other with all cores. Only the thread that called first ever gets them
-    all: OpenMP keeps helpers for every thread that had several cores once, and when those are more
-    than the cores, all of them sleep between steps and wake late. That doubles a caption's time. So
-    does a call beside one that has them all, which therefore waits for its end.
+    more than one after the other with all cores. A call beside one that has them all would hold up
+    each of its steps, so it waits for its end.
 
     A call that has one core stays on it, where the process may use no other cores than these: a
     scheduler that sees threads wake each other thousands of times a second puts two of them on the
@@ -70,25 +82,31 @@ class Cores:
     def shared(self, *, alone: bool = True) -> Iterator[None]:
         """Let the torch of this thread use its share until the end of the call.
 
+        Only the thread that called first ever gets all cores: OpenMP keeps helpers for every thread
+        that had several once, and when those are more than the cores, all of them sleep between
+        steps and wake late. That doubles a caption's time.
+
         Args:
             alone: whether nothing else in the process wants a core: helpers that wait for one hold
                 up the whole call.
         """
+        self._first = self._first or threading.current_thread()
+        mine = self._first is threading.current_thread()
+        with self.granted(alone=alone and mine) as share, limited_to(share):
+            yield
+
+    @contextmanager
+    def granted(self, *, alone: bool) -> Iterator[Share]:
+        """Give a call its share until its end; who uses it is the caller's business."""
         with self._changed:
-            self._first = self._first or threading.current_thread()
             self._changed.wait_for(lambda: not self._lone)
             self._calls += 1
-            mine = self._first is threading.current_thread()
-            self._lone = alone and self._calls == 1 and mine
-            share = self.count if self._lone else 1
+            self._lone = alone and self._calls == 1
             core = heapq.heappop(self._free) if self._free and not self._lone else None
-        before = torch.get_num_threads()
-        torch.set_num_threads(share)
+            share = Share(self.count if self._lone else 1, core, self._all)
         try:
-            with _kept_on(core, self._all):
-                yield
+            yield share
         finally:
-            torch.set_num_threads(before)
             with self._changed:
                 if core is not None:
                     heapq.heappush(self._free, core)
@@ -98,19 +116,21 @@ class Cores:
 
 
 @contextmanager
-def _kept_on(core: int | None, all_: list[int]) -> Iterator[None]:
-    """Let this thread run on that core alone, then on all of them again."""
-    if core is None:
-        yield
-        return
-    _run_on([core])
+def limited_to(share: Share) -> Iterator[None]:
+    """Keep the torch of this thread to its share, then let it go back to what it had."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(share.cores)
+    if share.core is not None:
+        _run_on([share.core])
     try:
         yield
     finally:
-        _run_on(all_)
+        torch.set_num_threads(before)
+        if share.core is not None:
+            _run_on(share.all)
 
 
-def _run_on(cores: list[int]) -> None:
+def _run_on(cores: Sequence[int]) -> None:
     with suppress(OSError):  # whoever runs the container took them away, or forbids the choice
         os.sched_setaffinity(0, cores)
 

@@ -7,21 +7,21 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Self
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from app.captioner import beam, checkpoint, fused, image, recorded
+from app.captioner import captions as captions_
 from app.captioner import device as device_
+from app.captioner.captions import Caption, Findings, Found
 from app.captioner.checkpoint import Checkpoint
 from app.captioner.device import Precision
 from app.captioner.errors import CheckpointError
+from app.captioner.lanes import Lanes
 from app.captioner.network import Network
 from app.captioner.vocabulary import BOS, EOS, PAD, UNK
 
@@ -38,52 +38,6 @@ def _nobody(stage: str, began_s: float, ended_s: float) -> None:
     """Take no note of a stage."""
 
 
-@dataclass(frozen=True)
-class Word:
-    """One word of a caption.
-
-    Attributes:
-        text: the word.
-        log_prob: its log-probability given the words before, in nats.
-        attention: float32 ``(rows, columns)``, how much the word looked at each region; with the
-            sentinel it sums to 1. None where the decoder has no attention.
-        sentinel: 0..1, how much of the word came from language instead of the image; or None.
-    """
-
-    text: str
-    log_prob: float
-    attention: npt.NDArray[np.float32] | None = None
-    sentinel: float | None = None
-
-
-@dataclass(frozen=True)
-class Caption:
-    """A finished caption.
-
-    Attributes:
-        text: words joined by spaces.
-        log_prob: sum over its words and the end mark, in nats.
-        score: log_prob after the length penalty; candidates are ranked by it.
-        words: one by one.
-    """
-
-    text: str
-    log_prob: float
-    score: float
-    words: tuple[Word, ...]
-
-
-class _Found(NamedTuple):
-    """`beam.Beams` as numpy arrays: one copy from the device, then no more tensors."""
-
-    words_BKT: npt.NDArray[np.int64]
-    lengths_BK: npt.NDArray[np.int64]
-    log_probs_BK: npt.NDArray[np.float32]
-    scores_BK: npt.NDArray[np.float32]
-    word_log_probs_BKT: npt.NDArray[np.float32]
-    attention_BKTR: npt.NDArray[np.float32] | None
-
-
 class Captioner:
     """A checkpoint on a device.
 
@@ -94,6 +48,7 @@ class Captioner:
         precision: of the large products, see `fused.fused` and, for a GPU, `recorded.prepared`.
         cores: of a CPU, for all calls of `caption` under way together; without it the number of
             torch's threads stays the caller's business.
+        lanes: where batches run, if not in this process; they have loaded the same checkpoint.
     """
 
     def __init__(
@@ -104,16 +59,19 @@ class Captioner:
         directory: Path | None = None,
         precision: Precision = "float32",
         cores: int | None = None,
+        lanes: Lanes | None = None,
     ) -> None:
         self.device = torch.device(device)
         on_cpu = self.device.type == "cpu"
         self._cores = device_.Cores(cores) if cores is not None and on_cpu else None
-        self.network = _prepared(loaded.network.to(self.device).eval(), precision)
+        network = loaded.network.to(self.device).eval()
+        self.network = network if lanes is not None else _prepared(network, precision)
         self.vocabulary = loaded.vocabulary
         self.manifest = loaded.manifest
         self._directory = directory
         self._geometry = loaded.manifest.image
         self._precision = precision
+        self._lanes = lanes
         self._recorder: recorded.Recorder | None = None
         if self.device.type == "cuda":
             search = partial(self._search, wanted=None)
@@ -136,9 +94,34 @@ class Captioner:
         loaded = checkpoint.load(directory)
         return cls(loaded, device=device, directory=directory, precision=precision, cores=cores)
 
+    @classmethod
+    def load_in_lanes(
+        cls, directory: Path, *, precision: Precision, cores: int, most_images: int
+    ) -> Self:
+        """Load a checkpoint for a CPU, with a process for each lane; see `lanes.Lanes`.
+
+        Args:
+            directory: of the model store.
+            precision: as for `load`.
+            cores: of all lanes together, one lane each.
+            most_images: in a batch.
+
+        Raises:
+            CheckpointError: as for `load`.
+            DeviceFault: a process ended before it had loaded.
+        """
+        loaded = checkpoint.load(directory)
+        load = partial(cls.load, directory, precision=precision)
+        lanes = Lanes(
+            load, cores=cores, most_images=most_images, size_px=loaded.manifest.image.size_px
+        )
+        return cls(loaded, directory=directory, precision=precision, lanes=lanes)
+
     @property
     def lanes(self) -> int:
         """How many calls of `caption` may run side by side, each in a thread, with profit."""
+        if self._lanes is not None:
+            return self._lanes.count
         if self._recorder is not None:
             return _GPU_LANES
         return 1 if self._cores is None else self._cores.count
@@ -182,65 +165,63 @@ class Captioner:
             OutOfMemory: the batch does not fit into the device; a smaller one may.
             DeviceFault: the device has failed for good.
         """
+        captions: list[tuple[Caption, ...]] = [() for _ in images]
+        findings = self.find(images, on_stage=on_stage, wanted=wanted, alone=alone)
+        if findings.found is not None:
+            told = captions_.told(findings.found, self.vocabulary)
+            for b, candidates in zip(findings.images, told, strict=True):
+                captions[b] = candidates
+        return captions
+
+    def find(
+        self, images: Sequence[Tensor], *, on_stage: OnStage, wanted: beam.Wanted, alone: bool
+    ) -> Findings:
+        """Do of `caption` what needs the network."""
+        if self._lanes is not None:
+            return self._lanes.find(images, on_stage=on_stage, wanted=wanted, alone=alone)
         with nullcontext() if self._cores is None else self._cores.shared(alone=alone):
-            if self._recorder is None:
-                return device_.guarded(partial(self._caption_batch, images, on_stage, wanted))
-            record = partial(self._caption_recorded, self._recorder)
-            return device_.guarded(partial(record, images, on_stage, wanted))
+            return device_.guarded(partial(self._find, images, on_stage, wanted))
 
     @torch.inference_mode()
-    def _caption_batch(
-        self, images: Sequence[Tensor], on_stage: OnStage, wanted: beam.Wanted
-    ) -> list[tuple[Caption, ...]]:
+    def _find(self, images: Sequence[Tensor], on_stage: OnStage, wanted: beam.Wanted) -> Findings:
+        if self._recorder is not None:
+            return self._find_recorded(self._recorder, images, on_stage, wanted)
         began_s = time.monotonic()
         features_BRD = self.network.encoder(torch.stack(list(images)).to(self.device))
         encoded_s = time.monotonic()
-        captions = self._caption_wanted(features_BRD, wanted)
+        staying, found = [b for b in range(len(images)) if wanted(b)], None
+        if staying:
+            beams = self._search(features_BRD[staying], wanted=lambda n: wanted(staying[n]))
+            found = Found.of(beams)
         on_stage("encode", began_s, encoded_s)
         on_stage("search", encoded_s, time.monotonic())
-        return captions
+        return Findings(staying, found)
 
-    def _caption_recorded(
+    def _find_recorded(
         self,
         recorder: recorded.Recorder,
         images: Sequence[Tensor],
         on_stage: OnStage,
         wanted: beam.Wanted,
-    ) -> list[tuple[Caption, ...]]:
-        """Caption on a GPU the images that somebody still waits for."""
-        began_s = time.monotonic()
-        captions: list[tuple[Caption, ...]] = [() for _ in images]
-        staying = [b for b in range(len(images)) if wanted(b)]
-        search_s = 0.0
+    ) -> Findings:
+        """Find the captions of the images that somebody still waits for, on a GPU."""
+        began_s, search_s = time.monotonic(), 0.0
+        staying, found = [b for b in range(len(images)) if wanted(b)], None
         if staying:
             beams, search_s = recorder.caption([images[b] for b in staying])
-            for b, candidates in zip(staying, self._captions(beams), strict=True):
-                captions[b] = candidates
+            found = Found.of(beams)
         ended_s = time.monotonic()
         on_stage("encode", began_s, ended_s - search_s)
         on_stage("search", ended_s - search_s, ended_s)
-        return captions
-
-    def _caption_wanted(
-        self, features_BRD: Tensor, wanted: beam.Wanted
-    ) -> list[tuple[Caption, ...]]:
-        """Search for the images that somebody still waits for; the others get no candidates."""
-        captions: list[tuple[Caption, ...]] = [() for _ in features_BRD]
-        staying = [b for b in range(len(features_BRD)) if wanted(b)]
-        if staying:
-            found = self.caption_features(
-                features_BRD[staying], wanted=lambda n: wanted(staying[n])
-            )
-            for b, candidates in zip(staying, found, strict=True):
-                captions[b] = candidates
-        return captions
+        return Findings(staying, found)
 
     @torch.inference_mode()
     def caption_features(
         self, features_BRD: Tensor, *, wanted: beam.Wanted = beam.everybody
     ) -> list[tuple[Caption, ...]]:
         """Caption images whose features are at hand, as the trainer's are."""
-        return self._captions(self._search(features_BRD, wanted=wanted))
+        found = Found.of(self._search(features_BRD, wanted=wanted))
+        return captions_.told(found, self.vocabulary)
 
     def _search(self, features_BRD: Tensor, *, wanted: beam.Wanted | None) -> beam.Beams:
         return beam.search(
@@ -253,17 +234,21 @@ class Captioner:
             wanted=wanted,
         )
 
-    def _captions(self, beams: beam.Beams) -> list[tuple[Caption, ...]]:
-        found = _to_host(beams)
-        return [self._candidates(found, b) for b in range(len(found.scores_BK))]
-
     def warm_up(self, batch_sizes: Iterable[int]) -> None:
         """Run each batch size once, with all cores and with one: no user pays for first times."""
+        if self._lanes is not None:
+            self._lanes.warm_up(batch_sizes)
+            return
         size_px = self._geometry.size_px
         for size in batch_sizes:
             for alone in (True, False) if self.lanes > 1 else (True,):
                 blank = torch.zeros(3, size_px, size_px, dtype=torch.uint8)
                 self.caption([blank] * size, alone=alone)
+
+    def close(self) -> None:
+        """End the processes of the lanes, where there are any."""
+        if self._lanes is not None:
+            self._lanes.close()
 
     def check_golden(self) -> None:
         """Say the golden caption; in bfloat16 it may be any of the candidates.
@@ -285,28 +270,6 @@ class Captioner:
                 f"checkpoint {self._directory}: the golden caption is {golden.caption!r} at "
                 f"{golden.log_prob:.3f}, this machine says {best.text!r} at {best.log_prob:.3f}"
             )
-
-    def _candidates(self, found: _Found, b: int) -> tuple[Caption, ...]:
-        filled = np.flatnonzero(np.isfinite(found.scores_BK[b]))
-        return tuple(self._caption(found, b, int(k)) for k in filled)
-
-    def _caption(self, found: _Found, b: int, k: int) -> Caption:
-        words = tuple(self._word(found, b, k, t) for t in range(found.lengths_BK[b, k]))
-        return Caption(
-            " ".join(word.text for word in words),
-            float(found.log_probs_BK[b, k]),
-            float(found.scores_BK[b, k]),
-            words,
-        )
-
-    def _word(self, found: _Found, b: int, k: int, t: int) -> Word:
-        (text,) = self.vocabulary.decode([int(found.words_BKT[b, k, t])])
-        log_prob = float(found.word_log_probs_BKT[b, k, t])
-        if found.attention_BKTR is None:
-            return Word(text, log_prob)
-        *_, sentinel = attention_R = found.attention_BKTR[b, k, t]
-        side = math.isqrt(len(attention_R) - 1)
-        return Word(text, log_prob, attention_R[:-1].reshape(side, side), float(sentinel))
 
 
 def fastest_precision(device: str) -> Precision:
@@ -337,8 +300,3 @@ def _prepared(network: Network, precision: Precision) -> Network:
 
 def _as_it_is(network: Network, dtype: torch.dtype) -> Network:  # noqa: ARG001
     return network
-
-
-def _to_host(beams: beam.Beams) -> _Found:
-    arrays: list[Any] = [None if tensor is None else tensor.cpu().numpy() for tensor in beams]
-    return _Found(*arrays)

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from app.captioner import checkpoint
-from app.captioner.pipeline import Caption, Word
+from app.captioner.captions import Caption, Word
 from tiny import data_directory, tiny_unpublished
 from trainer.__main__ import main
 from trainer.calibration import calibrate

@@ -1,0 +1,277 @@
+"""Lanes of a CPU: batches side by side, each in a process of its own.
+
+Threads would do, but for Python's lock: the network lets go of it for every product and wants it
+back a moment later, hundreds of times a batch, while the event loop has requests to answer.
+
+The processes are forked from one that has imported torch and done nothing else, so they share its
+memory. Images lie in memory that both sides see; orders and findings go through a pipe.
+"""
+
+import atexit
+import gc
+import heapq
+import math
+import multiprocessing
+import os
+import select
+import signal
+import threading
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from ctypes import Array, c_ubyte
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from app.captioner import forking
+from app.captioner.captions import Findings
+from app.captioner.device import Cores, Share, limited_to, take_one_core
+from app.captioner.errors import DeviceFault
+
+OnStage = Callable[[str, float, float], None]
+Wanted = Callable[[int], bool]
+
+_MOST = 8
+"""Lanes of one network; each has its own copy of the weights."""
+_LOOK_MS = 10
+"""How often a lane is told who still waits."""
+_PATIENCE_S = 2.0
+"""For the end of a process; then it is killed."""
+
+
+class Finder(Protocol):
+    """What a lane needs of a captioner."""
+
+    def find(
+        self, images: Sequence[Tensor], *, on_stage: OnStage, wanted: Wanted, alone: bool
+    ) -> Findings:
+        """Find the captions of one batch."""
+
+
+class _Order(NamedTuple):
+    images: int
+    share: Share
+
+
+class _Answer(NamedTuple):
+    findings: Findings
+    stages: list[tuple[str, float, float]]
+
+
+class Lanes:
+    """Processes that find captions, a batch each. Safe to call from several threads.
+
+    Args:
+        load: gives the captioner, in each process.
+        cores: of all lanes together; there are as many lanes, eight at most.
+        most_images: in a batch.
+        size_px: side S of an image.
+
+    Raises:
+        DeviceFault: a process ended before it had loaded.
+        Exception: whatever ``load`` raises.
+    """
+
+    def __init__(
+        self, load: Callable[[], Finder], *, cores: int, most_images: int, size_px: int
+    ) -> None:
+        self.count = min(cores, _MOST)
+        self._cores = Cores(cores)
+        self._size_px = size_px
+        context = forking.context()
+        shape = (most_images, 3, size_px, size_px)
+        self._lanes = [_Lane(context, load, shape) for _ in range(self.count)]
+        self._free = list(range(self.count))
+        self._changed = threading.Condition()
+        atexit.register(self.close)  # or multiprocessing would wait for them at the end, for ever
+        try:
+            for lane in self._lanes:
+                lane.hear()
+        except Exception:
+            self.close()
+            raise
+
+    def find(
+        self, images: Sequence[Tensor], *, on_stage: OnStage, wanted: Wanted, alone: bool
+    ) -> Findings:
+        """Find the captions of one batch; see `pipeline.Captioner.caption`.
+
+        Raises:
+            DeviceFault: the process of the lane has ended.
+            ValueError: there are more images than ``most_images``.
+            Exception: whatever the captioner raises.
+        """
+        with self._cores.granted(alone=alone) as share, self._one() as lane:
+            answer = lane.find(images, share, wanted)
+        for stage in answer.stages:
+            on_stage(*stage)
+        return answer.findings
+
+    def warm_up(self, batch_sizes: Iterable[int]) -> None:
+        """Run each batch size in each lane, and with all cores in the first."""
+        size_px = self._size_px
+        batches = [[torch.zeros(3, size_px, size_px, dtype=torch.uint8)] * n for n in batch_sizes]
+
+        def run(lane: _Lane, share: Share) -> None:
+            for batch in batches:
+                lane.find(batch, share, _everybody)
+
+        run(self._lanes[0], Share(self._cores.count, None, ()))
+        with ThreadPoolExecutor(self.count) as threads:
+            list(threads.map(lambda lane: run(lane, Share(1, None, ())), self._lanes))
+
+    def close(self) -> None:
+        """End the processes, whatever they do."""
+        atexit.unregister(self.close)
+        for lane in self._lanes:
+            lane.dismiss()
+        for lane in self._lanes:
+            lane.end()
+
+    @contextmanager
+    def _one(self) -> Iterator["_Lane"]:
+        """Give the first free lane: the first of all for whoever has all cores."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._free)
+            number = heapq.heappop(self._free)
+        try:
+            yield self._lanes[number]
+        finally:
+            with self._changed:
+                heapq.heappush(self._free, number)
+                self._changed.notify()
+
+
+class _Lane:
+    """Our end of one process."""
+
+    def __init__(
+        self, context: ForkServerContext, load: Callable[[], Finder], shape: tuple[int, ...]
+    ) -> None:
+        pixels = context.RawArray(c_ubyte, math.prod(shape))
+        # numpy's: a copy of torch's would wake helpers on the cores that the lanes need
+        self._images = np.frombuffer(memoryview(pixels), np.uint8).reshape(shape)
+        self._wanted = context.RawArray(c_ubyte, shape[0])
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(
+            target=_serve, args=(load, pixels, self._wanted, shape, theirs), daemon=True
+        )
+        self._process.start()
+        theirs.close()
+        self._news = select.poll()
+        self._news.register(self._connection, select.POLLIN)
+
+    def find(self, images: Sequence[Tensor], share: Share, wanted: Wanted) -> _Answer:
+        if len(images) > len(self._images):
+            raise ValueError(f"expected at most {len(self._images)} images, got {len(images)}")
+        for n, image in enumerate(images):
+            self._images[n] = image.numpy()
+        self._tell(len(images), wanted)
+        with _ended_is_a_fault():
+            self._connection.send(_Order(len(images), share))
+            while not self._news.poll(_LOOK_MS):
+                self._tell(len(images), wanted)
+        answer = self.hear()
+        if answer is None:
+            raise DeviceFault("a lane said that it had loaded when it was asked for captions")
+        return answer
+
+    def _tell(self, images: int, wanted: Wanted) -> None:
+        for n in range(images):
+            self._wanted[n] = wanted(n)
+
+    def hear(self) -> _Answer | None:
+        """Wait for an answer, or at first for the news that the captioner is loaded."""
+        with _ended_is_a_fault():
+            answer: _Answer | Exception | None = self._connection.recv()
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def dismiss(self) -> None:
+        """Ask the process to end after what it is doing."""
+        with suppress(OSError):
+            self._connection.send(None)
+
+    def end(self) -> None:
+        """Wait a moment for the end of the process, then bring it about."""
+        self._process.join(_PATIENCE_S)
+        self._process.kill()
+        self._process.join()
+        self._connection.close()
+
+
+@contextmanager
+def _ended_is_a_fault() -> Iterator[None]:
+    try:
+        yield
+    except (EOFError, OSError) as error:
+        raise DeviceFault("the process of a lane has ended") from error
+
+
+def _everybody(image: int) -> bool:  # noqa: ARG001 - the signature of Wanted
+    return True
+
+
+# In the process of a lane
+
+
+def _serve(
+    load: Callable[[], Finder],
+    pixels: "Array[c_ubyte]",
+    wanted: "Array[c_ubyte]",
+    shape: tuple[int, ...],
+    connection: Connection,
+) -> None:
+    """Find captions until the other end has no more orders."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # the service decides when we end
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_the_service, daemon=True).start()
+    take_one_core()  # torch sees all cores of the machine, whatever a container may use
+    with suppress(EOFError, OSError):
+        try:
+            captioner = load()
+        except Exception as error:  # noqa: BLE001 - the other end raises it
+            connection.send(_fit_to_travel(error))
+            return
+        gc.freeze()
+        connection.send(None)
+        images_BCHW = torch.frombuffer(pixels, dtype=torch.uint8).view(shape)
+        while order := connection.recv():
+            connection.send(_obey(order, captioner, images_BCHW, wanted))
+
+
+def _end_with_the_service() -> None:
+    """End with the process that started us, however it ended and whatever we are doing."""
+    if service := multiprocessing.parent_process():
+        service.join()
+    os._exit(1)
+
+
+def _obey(
+    order: _Order, captioner: Finder, images_BCHW: Tensor, wanted: "Array[c_ubyte]"
+) -> _Answer | Exception:
+    stages: list[tuple[str, float, float]] = []
+    try:
+        with limited_to(order.share):
+            findings = captioner.find(
+                list(images_BCHW[: order.images]),
+                on_stage=lambda *stage: stages.append(stage),
+                wanted=lambda n: bool(wanted[n]),
+                alone=False,
+            )
+    except Exception as error:  # noqa: BLE001 - the other end raises it
+        return _fit_to_travel(error)
+    return _Answer(findings, stages)
+
+
+def _fit_to_travel(error: Exception) -> Exception:
+    """Give an exception with its traceback as a note, which a pickle would leave behind."""
+    error.add_note("in a lane:\n" + "".join(traceback.format_exception(error)))
+    return error

@@ -1,0 +1,220 @@
+"""Lanes in processes of their own, with a tiny real checkpoint."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from app.captioner.captions import Findings
+from app.captioner.errors import CheckpointError, DeviceFault
+from app.captioner.lanes import Lanes
+from app.captioner.pipeline import Captioner
+from processes import is_running, wants_proc
+from tiny import SIZE_PX, photo, save_tiny_checkpoint
+
+CORES, MOST = 2, 4
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    return save_tiny_checkpoint(tmp_path_factory.mktemp("store"))
+
+
+@pytest.fixture(scope="module")
+def here(directory):
+    return Captioner.load(directory)
+
+
+@pytest.fixture(scope="module")
+def apart(directory):
+    captioner = Captioner.load_in_lanes(
+        directory, precision="float32", cores=CORES, most_images=MOST
+    )
+    yield captioner
+    captioner.close()
+
+
+@pytest.fixture
+def images(here):
+    return [here.read(photo(seed), max_pixels=10_000) for seed in range(MOST)]
+
+
+def told(candidates):
+    return [
+        (
+            caption.text,
+            caption.log_prob,
+            caption.score,
+            [word.attention.tolist() for word in caption.words],
+        )
+        for caption in candidates
+    ]
+
+
+@pytest.mark.parametrize("alone", [True, False])
+@pytest.mark.parametrize("size", [1, 3, MOST])
+def test_a_lane_says_what_the_network_says_in_this_process(here, apart, images, size, alone):
+    batch = images[:size]
+    assert list(map(told, apart.caption(batch, alone=alone))) == list(
+        map(told, here.caption(batch))
+    )
+
+
+def test_it_is_ready_as_any_other_is(apart):
+    assert apart.lanes == CORES
+    apart.warm_up([1, MOST])
+    apart.check_golden()
+
+
+def test_stages_are_told_on_the_clock_of_this_process(apart, images):
+    stages, began_s = [], time.monotonic()
+    apart.caption(images, on_stage=lambda *stage: stages.append(stage))
+    (encode, *encoded), (search, *searched) = stages
+    assert (encode, search) == ("encode", "search")
+    assert began_s <= encoded[0] <= encoded[1] == searched[0] <= searched[1] <= time.monotonic()
+
+
+def test_whom_nobody_waits_for_gets_nothing(here, apart, images):
+    first, second, *_ = apart.caption(images, wanted=lambda n: n > 0)
+    assert first == ()
+    assert told(second) == told(here.caption(images)[1])
+
+
+def test_a_batch_that_is_too_large_is_refused_and_the_next_is_not(apart, images):
+    with pytest.raises(ValueError, match="at most 4 images, got 5"):
+        apart.caption([*images, images[0]])
+    assert len(apart.caption(images)) == MOST
+
+
+def lanes(load):
+    return Lanes(load, cores=CORES, most_images=MOST, size_px=SIZE_PX)
+
+
+@pytest.fixture
+def odd():
+    made = lanes(Odd)
+    yield made
+    made.close()
+
+
+class Odd:
+    """Does what the first pixel of the first image says; runs in the process of a lane."""
+
+    def find(self, images, *, on_stage, wanted, alone):  # noqa: ARG002
+        what = int(images[0][0, 0, 0])
+        if what == Odd.RAISES:
+            raise RuntimeError("broken")
+        if what == Odd.DIES:
+            os._exit(9)
+        if what == Odd.WAITS:
+            ends_s = time.monotonic() + 20
+            while wanted(0) and time.monotonic() < ends_s:
+                time.sleep(0.001)
+            on_stage("gave up", 0.0, ends_s - time.monotonic())
+        time.sleep(0.1)
+        on_stage(str(os.getpid()), float(torch.get_num_threads()), 0.0)
+        return Findings([], None)
+
+    RAISES, DIES, WAITS = 1, 2, 3
+
+
+def ask(lanes, what=0, *, alone=False, wanted=lambda _: True):
+    stages = []
+    image = torch.full((3, SIZE_PX, SIZE_PX), what, dtype=torch.uint8)
+    lanes.find([image], on_stage=lambda *stage: stages.append(stage), wanted=wanted, alone=alone)
+    return stages
+
+
+def test_batches_side_by_side_run_in_processes_of_their_own_with_a_core_each(odd):
+    with ThreadPoolExecutor(CORES) as threads:
+        asked = [threads.submit(ask, odd) for _ in range(CORES)]
+    ((one, *cores), *_), ((other, *others), *_) = (each.result() for each in asked)
+    assert len({one, other, str(os.getpid())}) == 3
+    assert cores == others == [1.0, 0.0]
+    ((_, cores, _),) = ask(odd, alone=True)
+    assert cores == CORES
+
+
+def test_a_lane_hears_while_it_works_that_nobody_waits_any_more(odd):
+    began_s = time.monotonic()
+    stages = ask(odd, Odd.WAITS, wanted=lambda _: time.monotonic() < began_s + 0.05)
+    assert stages[0][0] == "gave up"
+    assert stages[0][2] > 0
+
+
+def test_what_a_lane_raises_is_raised_here_and_tells_from_where(odd):
+    with pytest.raises(RuntimeError, match="broken") as raised:
+        ask(odd, Odd.RAISES)
+    assert "in find" in raised.value.__notes__[0]
+    ask(odd)
+
+
+def test_a_lane_that_dies_is_a_device_that_failed(odd):
+    with pytest.raises(DeviceFault, match="has ended"):
+        ask(odd, Odd.DIES)
+
+
+def test_signals_to_the_group_do_not_end_a_lane(odd):
+    ((before, *_),) = ask(odd)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        os.kill(int(before), number)
+    ((after, *_),) = ask(odd)
+    assert after == before
+
+
+def test_what_cannot_be_loaded_is_raised_here():
+    with pytest.raises(CheckpointError, match="nowhere"):
+        lanes(partial(Captioner.load, Path("nowhere")))
+
+
+@wants_proc
+def test_closing_ends_even_a_lane_that_does_not(odd):
+    ((pid, *_),) = ask(odd)
+    with ThreadPoolExecutor(1) as threads:
+        stuck = threads.submit(ask, odd, Odd.WAITS)
+        time.sleep(0.1)
+        odd.close()
+        with pytest.raises(DeviceFault):
+            stuck.result(10)
+    assert not is_running(int(pid))
+
+
+PROGRAM = """
+import sys, time
+sys.path[:0] = sys.argv[2:]
+from pathlib import Path
+from app.captioner.pipeline import Captioner
+
+if __name__ == "__main__":
+    options = {"precision": "float32", "cores": 2, "most_images": 1}
+    captioner = Captioner.load_in_lanes(Path(sys.argv[1]), **options)
+    print(*[lane._process.pid for lane in captioner._lanes._lanes], flush=True)
+    sys.stdin.read()
+"""
+
+
+@wants_proc
+@pytest.mark.parametrize("number", [None, signal.SIGKILL])
+def test_lanes_end_with_the_process_that_wanted_them(directory, tmp_path, number):
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    command = [sys.executable, program, directory, Path.cwd()]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        pids = [int(pid) for pid in process.stdout.readline().split()]
+        assert all(map(is_running, pids))
+        if number is not None:
+            process.send_signal(number)
+    ends_s = time.monotonic() + 10
+    while any(map(is_running, pids)) and time.monotonic() < ends_s:
+        time.sleep(0.05)
+    assert not any(map(is_running, pids))
+    assert process.returncode == (0 if number is None else -number)

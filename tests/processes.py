@@ -1,0 +1,34 @@
+"""Other processes, as Linux tells of them."""
+
+from pathlib import Path
+
+import pytest
+
+wants_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks into /proc")
+
+
+def is_running(pid):
+    """Say whether a process lives; one that has ended and that nobody asked about does not."""
+    return _state_and_parent(pid)[0] not in ("", "Z")
+
+
+def descendants(pid):
+    """Give the processes that a process started, and those that they started."""
+    parents = {
+        int(entry.name): _state_and_parent(entry.name)[1]
+        for entry in Path("/proc").iterdir()
+        if entry.name.isdigit()
+    }
+    found, newest = set(), {pid}
+    while newest := {each for each, parent in parents.items() if parent in newest}:
+        found |= newest
+    return found
+
+
+def _state_and_parent(pid):
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return "", 0
+    state, parent, *_ = stat.rpartition(")")[2].split()
+    return state, int(parent)
