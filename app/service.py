@@ -21,6 +21,7 @@ import structlog
 
 from app.batching import Closed, DeadlineExceeded, DoesNotFit, MicroBatcher, Overloaded, Wanted
 from app.captioner.errors import CheckpointError, DeviceFault, OutOfMemory
+from app.captioner.forking import MOST_LANES
 from app.health import Health
 from app.results import ResultCache
 from app.settings import Settings
@@ -35,9 +36,9 @@ if TYPE_CHECKING:  # the workshop brings torch, which whoever only asks for our 
 Result = TypeVar("Result")
 OnStage = Callable[[str, float, float], None]
 _Key = tuple[tuple[str, ...], bytes]  # a checkpoint, and the sha256 of an upload
-_MOST_LANES = 8  # beyond that, lanes would wait for one another's Python
 _MOST_MISFITS = 6  # single images in a row that did not fit
 _LARGE_BYTES = 256 * 1024
+_LOOK_S = 1.0  # between two looks at the lanes
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
 
@@ -84,11 +85,12 @@ class CaptionService:
         # One thread per lane, started when it is first needed; a lone batch has always the first.
         self._inference = [
             ThreadPoolExecutor(1, thread_name_prefix=f"inference-{lane}")
-            for lane in range(_MOST_LANES)
+            for lane in range(MOST_LANES)
         ]
-        self._free_threads = list(range(_MOST_LANES))
+        self._free_threads = list(range(MOST_LANES))
         self._jobs: set[Future[Any]] = set()
         self._starting: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
         self._misfits = 0
         self._batcher: MicroBatcher[Tensor, _Captioned] = MicroBatcher(
             self._run_batch,
@@ -290,7 +292,7 @@ class CaptionService:
     async def close(self) -> None:
         """Answer what waits, then let go of the threads. Bounded by ``drain_timeout_s``."""
         self._health.refuse()
-        await self._stop_starting()
+        await self._stop(self._starting, self._watching)
         loop = asyncio.get_running_loop()
         patience_s = self._settings.drain_timeout_s if self._health.livez().ok else 0.0
         ends_s = loop.time() + patience_s
@@ -321,22 +323,31 @@ class CaptionService:
         await self._in_inference_thread(partial(captioner.warm_up, self._batch_sizes()))
         await self._in_inference_thread(captioner.check_golden)
         self._telemetry.checkpoint.info(_identity(captioner))
-        self._batcher.start(min(captioner.lanes, _MOST_LANES))
+        self._batcher.start(min(captioner.lanes, MOST_LANES))
         # What is here now stays: a full collection that walks all of torch would hold up every
         # thread for a quarter of a second.
         gc.freeze()
         self._health.ready()
+        self._watching = asyncio.create_task(self._watch(captioner), name="watch-lanes")
         log.info("ready", seconds=round(time.perf_counter() - started_s, 2), **_identity(captioner))
+
+    async def _watch(self, captioner: "Captioner") -> None:
+        """Notice a lane that ended while nobody asked it for anything."""
+        while captioner.whole:  # noqa: ASYNC110 - processes do not say when they end
+            await asyncio.sleep(_LOOK_S)
+        log.error("lane_ended")
+        self._health.fail("device_fault")
 
     def _batch_sizes(self) -> list[int]:
         """Give the powers of two below the largest batch, and that."""
         largest = self._settings.max_batch
         return [*(2**n for n in range(largest.bit_length()) if 2**n < largest), largest]
 
-    async def _stop_starting(self) -> None:
-        if self._starting is not None:
-            self._starting.cancel()
-            await asyncio.wait({self._starting})
+    async def _stop(self, *tasks: "asyncio.Task[None] | None") -> None:
+        for task in tasks:
+            if task is not None:
+                task.cancel()
+                await asyncio.wait({task})
 
     async def _wait_until_idle(self, timeout_s: float) -> bool:
         """Wait for the inference threads to come to the end of their jobs; say whether they did."""

@@ -51,6 +51,7 @@ class FakeCaptioner:
         self.alone = []  # what each batch was told
         self.golden_error = None
         self.closed = False
+        self.whole = True
         self.device_errors = []  # raised by the next batches, one each
 
     def read(self, data, *, max_pixels):

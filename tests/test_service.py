@@ -565,3 +565,14 @@ async def test_who_would_wait_too_long_is_turned_away_at_the_door(
         assert answer.json()["code"] == "overloaded"
         assert int(answer.headers["retry-after"]) >= 1
     assert [each.status_code for each in others] == [200, 200]
+
+
+async def test_a_lane_that_ends_is_noticed_though_nobody_asks(monkeypatch):
+    monkeypatch.setattr("app.service._LOOK_S", 0.01)
+    captioner = FakeCaptioner()
+    async with serving(captioner) as client:
+        assert (await client.get("/livez")).status_code == 200
+        captioner.whole = False
+        await asyncio.sleep(0.1)
+        answer = await client.get("/livez")
+    assert (answer.status_code, answer.json()["reason"]) == (503, "device_fault")

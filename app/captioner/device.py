@@ -57,8 +57,10 @@ class Cores:
     """The cores of torch, shared by the calls under way: a lone call gets all, others one each.
 
     Many steps of the search are too short to be split, so calls side by side with a core each do
-    more than one after the other with all cores. A call beside one that has them all would hold up
-    each of its steps, so it waits for its end.
+    more than one after the other with all cores. Only the thread that called first ever gets them
+    all: OpenMP keeps helpers for every thread that had several cores once, and when those are more
+    than the cores, all of them sleep between steps and wake late. That doubles a caption's time. So
+    does a call beside one that has them all, which therefore waits for its end.
 
     A call that has one core stays on it, where the process may use no other cores than these: a
     scheduler that sees threads wake each other thousands of times a second puts two of them on the
@@ -79,29 +81,19 @@ class Cores:
         self._free = list(self._all)
 
     @contextmanager
-    def shared(self, *, alone: bool = True) -> Iterator[None]:
-        """Let the torch of this thread use its share until the end of the call.
-
-        Only the thread that called first ever gets all cores: OpenMP keeps helpers for every thread
-        that had several once, and when those are more than the cores, all of them sleep between
-        steps and wake late. That doubles a caption's time.
+    def granted(self, *, alone: bool = True) -> Iterator[Share]:
+        """Give a call its share until its end: to `limited_to`, here or in another process.
 
         Args:
             alone: whether nothing else in the process wants a core: helpers that wait for one hold
                 up the whole call.
         """
-        self._first = self._first or threading.current_thread()
-        mine = self._first is threading.current_thread()
-        with self.granted(alone=alone and mine) as share, limited_to(share):
-            yield
-
-    @contextmanager
-    def granted(self, *, alone: bool) -> Iterator[Share]:
-        """Give a call its share until its end; who uses it is the caller's business."""
         with self._changed:
+            self._first = self._first or threading.current_thread()
             self._changed.wait_for(lambda: not self._lone)
             self._calls += 1
-            self._lone = alone and self._calls == 1
+            mine = self._first is threading.current_thread()
+            self._lone = alone and self._calls == 1 and mine
             core = heapq.heappop(self._free) if self._free and not self._lone else None
             share = Share(self.count if self._lone else 1, core, self._all)
         try:

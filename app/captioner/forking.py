@@ -8,6 +8,8 @@ import multiprocessing
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
 
+MOST_LANES = 8
+"""Of one network: each process has a copy of the weights, and threads wait for Python's lock."""
 _PRELOADED = ["app.captioner.pipeline"]
 
 

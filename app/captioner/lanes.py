@@ -9,7 +9,6 @@ memory. Images lie in memory that both sides see; orders and findings go through
 
 import atexit
 import gc
-import heapq
 import math
 import multiprocessing
 import os
@@ -17,7 +16,7 @@ import select
 import signal
 import threading
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from ctypes import Array, c_ubyte
@@ -31,14 +30,12 @@ from torch import Tensor
 
 from app.captioner import forking
 from app.captioner.captions import Findings
-from app.captioner.device import Cores, Share, limited_to, take_one_core
+from app.captioner.device import Share, limited_to, take_one_core
 from app.captioner.errors import DeviceFault
 
 OnStage = Callable[[str, float, float], None]
 Wanted = Callable[[int], bool]
 
-_MOST = 8
-"""Lanes of one network; each has its own copy of the weights."""
 _LOOK_MS = 10
 """How often a lane is told who still waits."""
 _PATIENCE_S = 2.0
@@ -69,7 +66,7 @@ class Lanes:
 
     Args:
         load: gives the captioner, in each process.
-        cores: of all lanes together; there are as many lanes, eight at most.
+        count: of the processes.
         most_images: in a batch.
         size_px: side S of an image.
 
@@ -79,15 +76,12 @@ class Lanes:
     """
 
     def __init__(
-        self, load: Callable[[], Finder], *, cores: int, most_images: int, size_px: int
+        self, load: Callable[[], Finder], *, count: int, most_images: int, size_px: int
     ) -> None:
-        self.count = min(cores, _MOST)
-        self._cores = Cores(cores)
-        self._size_px = size_px
         context = forking.context()
         shape = (most_images, 3, size_px, size_px)
-        self._lanes = [_Lane(context, load, shape) for _ in range(self.count)]
-        self._free = list(range(self.count))
+        self._lanes = [_Lane(context, load, shape) for _ in range(count)]
+        self._free = list(self._lanes)
         self._changed = threading.Condition()
         atexit.register(self.close)  # or multiprocessing would wait for them at the end, for ever
         try:
@@ -98,33 +92,41 @@ class Lanes:
             raise
 
     def find(
-        self, images: Sequence[Tensor], *, on_stage: OnStage, wanted: Wanted, alone: bool
+        self, images: Sequence[Tensor], share: Share, *, on_stage: OnStage, wanted: Wanted
     ) -> Findings:
         """Find the captions of one batch; see `pipeline.Captioner.caption`.
+
+        Args:
+            images: as there.
+            share: the cores that it may use.
+            on_stage: as there.
+            wanted: as there.
 
         Raises:
             DeviceFault: the process of the lane has ended.
             ValueError: there are more images than ``most_images``.
             Exception: whatever the captioner raises.
         """
-        with self._cores.granted(alone=alone) as share, self._one() as lane:
+        with self._one() as lane:
             answer = lane.find(images, share, wanted)
         for stage in answer.stages:
             on_stage(*stage)
         return answer.findings
 
-    def warm_up(self, batch_sizes: Iterable[int]) -> None:
-        """Run each batch size in each lane, and with all cores in the first."""
-        size_px = self._size_px
-        batches = [[torch.zeros(3, size_px, size_px, dtype=torch.uint8)] * n for n in batch_sizes]
+    def warm_up(self, batches: Sequence[Sequence[Tensor]]) -> None:
+        """Run each batch once in each lane, with one core."""
 
-        def run(lane: _Lane, share: Share) -> None:
+        def run(lane: _Lane) -> None:
             for batch in batches:
-                lane.find(batch, share, _everybody)
+                lane.find(batch, Share(1, None, ()), lambda _: True)
 
-        run(self._lanes[0], Share(self._cores.count, None, ()))
-        with ThreadPoolExecutor(self.count) as threads:
-            list(threads.map(lambda lane: run(lane, Share(1, None, ())), self._lanes))
+        with ThreadPoolExecutor(len(self._lanes)) as threads:
+            list(threads.map(run, self._lanes))
+
+    @property
+    def whole(self) -> bool:
+        """Whether all processes live."""
+        return all(lane.lives for lane in self._lanes)
 
     def close(self) -> None:
         """End the processes, whatever they do."""
@@ -136,15 +138,15 @@ class Lanes:
 
     @contextmanager
     def _one(self) -> Iterator["_Lane"]:
-        """Give the first free lane: the first of all for whoever has all cores."""
+        """Give a lane that is free, or the first that will be."""
         with self._changed:
             self._changed.wait_for(lambda: self._free)
-            number = heapq.heappop(self._free)
+            lane = self._free.pop()
         try:
-            yield self._lanes[number]
+            yield lane
         finally:
             with self._changed:
-                heapq.heappush(self._free, number)
+                self._free.append(lane)
                 self._changed.notify()
 
 
@@ -194,6 +196,16 @@ class _Lane:
             raise answer
         return answer
 
+    @property
+    def lives(self) -> bool:
+        """Whether the process still holds its end of the pipe.
+
+        Its parent would know as well, but the parent may have been ended by a signal to all.
+        """
+        hung_up = select.poll()  # one of its own: another thread may be waiting with ours
+        hung_up.register(self._connection, 0)
+        return not hung_up.poll(0)
+
     def dismiss(self) -> None:
         """Ask the process to end after what it is doing."""
         with suppress(OSError):
@@ -213,10 +225,6 @@ def _ended_is_a_fault() -> Iterator[None]:
         yield
     except (EOFError, OSError) as error:
         raise DeviceFault("the process of a lane has ended") from error
-
-
-def _everybody(image: int) -> bool:  # noqa: ARG001 - the signature of Wanted
-    return True
 
 
 # In the process of a lane

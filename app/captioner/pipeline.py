@@ -6,7 +6,6 @@ B images, K beams, T steps, R regions, S side of the network's square
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Self
@@ -21,6 +20,7 @@ from app.captioner.captions import Caption, Findings, Found
 from app.captioner.checkpoint import Checkpoint
 from app.captioner.device import Precision
 from app.captioner.errors import CheckpointError
+from app.captioner.forking import MOST_LANES
 from app.captioner.lanes import Lanes
 from app.captioner.network import Network
 from app.captioner.vocabulary import BOS, EOS, PAD, UNK
@@ -48,7 +48,8 @@ class Captioner:
         precision: of the large products, see `fused.fused` and, for a GPU, `recorded.prepared`.
         cores: of a CPU, for all calls of `caption` under way together; without it the number of
             torch's threads stays the caller's business.
-        lanes: where batches run, if not in this process; they have loaded the same checkpoint.
+        lanes: where batches run that have one core, if not in this process; they have loaded the
+            same checkpoint. They are as many as the cores, eight at most.
     """
 
     def __init__(
@@ -64,8 +65,7 @@ class Captioner:
         self.device = torch.device(device)
         on_cpu = self.device.type == "cpu"
         self._cores = device_.Cores(cores) if cores is not None and on_cpu else None
-        network = loaded.network.to(self.device).eval()
-        self.network = network if lanes is not None else _prepared(network, precision)
+        self.network = _prepared(loaded.network.to(self.device).eval(), precision)
         self.vocabulary = loaded.vocabulary
         self.manifest = loaded.manifest
         self._directory = directory
@@ -100,28 +100,27 @@ class Captioner:
     ) -> Self:
         """Load a checkpoint for a CPU, with a process for each lane; see `lanes.Lanes`.
 
+        A lone batch stays in this process: it has nobody to share Python's lock with.
+
         Args:
             directory: of the model store.
             precision: as for `load`.
             cores: of all lanes together, one lane each.
-            most_images: in a batch.
+            most_images: in a batch beside others.
 
         Raises:
             CheckpointError: as for `load`.
             DeviceFault: a process ended before it had loaded.
         """
         loaded = checkpoint.load(directory)
+        size_px = loaded.manifest.image.size_px
         load = partial(cls.load, directory, precision=precision)
-        lanes = Lanes(
-            load, cores=cores, most_images=most_images, size_px=loaded.manifest.image.size_px
-        )
-        return cls(loaded, directory=directory, precision=precision, lanes=lanes)
+        lanes = Lanes(load, count=min(cores, MOST_LANES), most_images=most_images, size_px=size_px)
+        return cls(loaded, directory=directory, precision=precision, cores=cores, lanes=lanes)
 
     @property
     def lanes(self) -> int:
         """How many calls of `caption` may run side by side, each in a thread, with profit."""
-        if self._lanes is not None:
-            return self._lanes.count
         if self._recorder is not None:
             return _GPU_LANES
         return 1 if self._cores is None else self._cores.count
@@ -177,10 +176,18 @@ class Captioner:
         self, images: Sequence[Tensor], *, on_stage: OnStage, wanted: beam.Wanted, alone: bool
     ) -> Findings:
         """Do of `caption` what needs the network."""
-        if self._lanes is not None:
-            return self._lanes.find(images, on_stage=on_stage, wanted=wanted, alone=alone)
-        with nullcontext() if self._cores is None else self._cores.shared(alone=alone):
-            return device_.guarded(partial(self._find, images, on_stage, wanted))
+        if self._cores is None:
+            return self._find_here(images, on_stage, wanted)
+        with self._cores.granted(alone=alone) as share:
+            if self._lanes is not None and share.cores == 1:
+                return self._lanes.find(images, share, on_stage=on_stage, wanted=wanted)
+            with device_.limited_to(share):
+                return self._find_here(images, on_stage, wanted)
+
+    def _find_here(
+        self, images: Sequence[Tensor], on_stage: OnStage, wanted: beam.Wanted
+    ) -> Findings:
+        return device_.guarded(partial(self._find, images, on_stage, wanted))
 
     @torch.inference_mode()
     def _find(self, images: Sequence[Tensor], on_stage: OnStage, wanted: beam.Wanted) -> Findings:
@@ -236,14 +243,19 @@ class Captioner:
 
     def warm_up(self, batch_sizes: Iterable[int]) -> None:
         """Run each batch size once, with all cores and with one: no user pays for first times."""
-        if self._lanes is not None:
-            self._lanes.warm_up(batch_sizes)
-            return
         size_px = self._geometry.size_px
-        for size in batch_sizes:
-            for alone in (True, False) if self.lanes > 1 else (True,):
-                blank = torch.zeros(3, size_px, size_px, dtype=torch.uint8)
-                self.caption([blank] * size, alone=alone)
+        blank = torch.zeros(3, size_px, size_px, dtype=torch.uint8)
+        batches = [[blank] * size for size in batch_sizes]
+        for batch in batches:
+            for alone in (True, False) if self.lanes > 1 and self._lanes is None else (True,):
+                self.caption(batch, alone=alone)
+        if self._lanes is not None:
+            self._lanes.warm_up(batches)
+
+    @property
+    def whole(self) -> bool:
+        """Whether the processes of the lanes live, where there are any."""
+        return self._lanes is None or self._lanes.whole
 
     def close(self) -> None:
         """End the processes of the lanes, where there are any."""
@@ -259,7 +271,11 @@ class Captioner:
         if self._directory is None:
             raise CheckpointError("a captioner that was not loaded has no golden caption")
         data, golden = checkpoint.read_golden(self._directory)
-        candidates = self.caption([self.read(data, max_pixels=GOLDEN_MAX_PIXELS)])[0]
+        image = self.read(data, max_pixels=GOLDEN_MAX_PIXELS)
+        for alone in (True,) if self._lanes is None else (True, False):
+            self._check(self.caption([image], alone=alone)[0], golden)
+
+    def _check(self, candidates: tuple[Caption, ...], golden: checkpoint.Golden) -> None:
         best, tolerance = candidates[0], golden.tolerance
         if self._precision == "bfloat16":  # which of two close candidates wins is rounding
             tolerance = max(tolerance, GOLDEN_TOLERANCE_BFLOAT16)

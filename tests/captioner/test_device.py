@@ -4,6 +4,7 @@ import gc
 import os
 import threading
 import weakref
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -75,9 +76,15 @@ def test_out_of_memory_lets_go_of_what_the_job_held(monkeypatch):
     assert alive == [False]
 
 
+@contextmanager
+def shared(cores, *, alone=True):
+    with cores.granted(alone=alone) as share, device.limited_to(share):
+        yield
+
+
 def in_a_thread(cores, seen):
     def call():
-        with cores.shared():
+        with shared(cores):
             seen.append(torch.get_num_threads())
 
     thread = threading.Thread(target=call)
@@ -88,7 +95,7 @@ def in_a_thread(cores, seen):
 def test_a_lone_call_gets_all_cores_and_another_waits_for_its_end():
     before = torch.get_num_threads()
     cores, seen = device.Cores(4), []
-    with cores.shared():
+    with shared(cores):
         seen.append(torch.get_num_threads())
         other = in_a_thread(cores, seen)
         other.join(0.05)
@@ -96,13 +103,13 @@ def test_a_lone_call_gets_all_cores_and_another_waits_for_its_end():
     other.join(10)
     assert seen == [4, 1]  # alone by now, but not the first
     assert torch.get_num_threads() == before
-    with cores.shared():
+    with shared(cores):
         assert torch.get_num_threads() == 4
 
 
 def test_calls_side_by_side_get_one_core_each():
     cores, seen = device.Cores(4), []
-    with cores.shared(alone=False):
+    with shared(cores, alone=False):
         other = in_a_thread(cores, seen)
         other.join(10)
         assert torch.get_num_threads() == 1
@@ -116,10 +123,10 @@ def where_two_calls_run(cores):
     seen = []
 
     def call():
-        with cores.shared(alone=False):
+        with shared(cores, alone=False):
             seen.append(sorted(os.sched_getaffinity(0)))
 
-    with cores.shared(alone=False):
+    with shared(cores, alone=False):
         seen.append(sorted(os.sched_getaffinity(0)))
         other = threading.Thread(target=call)
         other.start()
@@ -133,7 +140,7 @@ def test_calls_side_by_side_keep_to_cores_of_their_own():
     assert where_two_calls_run(cores) == [[MINE[0]], [MINE[1]]]
     assert sorted(os.sched_getaffinity(0)) == MINE
     assert where_two_calls_run(cores) == [[MINE[0]], [MINE[1]]]
-    with cores.shared():
+    with shared(cores):
         assert sorted(os.sched_getaffinity(0)) == MINE
 
 
@@ -151,9 +158,9 @@ def test_cores_that_others_may_use_too_are_left_to_the_scheduler(monkeypatch):
 
 def test_a_call_that_fails_gives_its_cores_back():
     cores = device.Cores(3)
-    with pytest.raises(ValueError, match="broken"), cores.shared():
+    with pytest.raises(ValueError, match="broken"), shared(cores):
         raise ValueError("broken")
-    with cores.shared():
+    with shared(cores):
         assert torch.get_num_threads() == 3
 
 
@@ -176,7 +183,7 @@ def test_a_thread_that_takes_one_core_keeps_to_it_whatever_others_do():
 
 def test_a_call_that_is_not_alone_in_the_process_gets_one_core():
     cores = device.Cores(4)
-    with cores.shared(alone=False):
+    with shared(cores, alone=False):
         assert torch.get_num_threads() == 1
-    with cores.shared():
+    with shared(cores):
         assert torch.get_num_threads() == 4

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from app.captioner.captions import Findings
+from app.captioner.device import Share
 from app.captioner.errors import CheckpointError, DeviceFault
 from app.captioner.lanes import Lanes
 from app.captioner.pipeline import Captioner
@@ -75,26 +76,26 @@ def test_it_is_ready_as_any_other_is(apart):
 
 def test_stages_are_told_on_the_clock_of_this_process(apart, images):
     stages, began_s = [], time.monotonic()
-    apart.caption(images, on_stage=lambda *stage: stages.append(stage))
+    apart.caption(images, on_stage=lambda *stage: stages.append(stage), alone=False)
     (encode, *encoded), (search, *searched) = stages
     assert (encode, search) == ("encode", "search")
     assert began_s <= encoded[0] <= encoded[1] == searched[0] <= searched[1] <= time.monotonic()
 
 
 def test_whom_nobody_waits_for_gets_nothing(here, apart, images):
-    first, second, *_ = apart.caption(images, wanted=lambda n: n > 0)
+    first, second, *_ = apart.caption(images, wanted=lambda n: n > 0, alone=False)
     assert first == ()
     assert told(second) == told(here.caption(images)[1])
 
 
 def test_a_batch_that_is_too_large_is_refused_and_the_next_is_not(apart, images):
     with pytest.raises(ValueError, match="at most 4 images, got 5"):
-        apart.caption([*images, images[0]])
-    assert len(apart.caption(images)) == MOST
+        apart.caption([*images, images[0]], alone=False)
+    assert len(apart.caption(images, alone=False)) == MOST
 
 
 def lanes(load):
-    return Lanes(load, cores=CORES, most_images=MOST, size_px=SIZE_PX)
+    return Lanes(load, count=CORES, most_images=MOST, size_px=SIZE_PX)
 
 
 @pytest.fixture
@@ -125,10 +126,11 @@ class Odd:
     RAISES, DIES, WAITS = 1, 2, 3
 
 
-def ask(lanes, what=0, *, alone=False, wanted=lambda _: True):
+def ask(lanes, what=0, *, cores=1, wanted=lambda _: True):
     stages = []
     image = torch.full((3, SIZE_PX, SIZE_PX), what, dtype=torch.uint8)
-    lanes.find([image], on_stage=lambda *stage: stages.append(stage), wanted=wanted, alone=alone)
+    share = Share(cores, None, ())
+    lanes.find([image], share, on_stage=lambda *stage: stages.append(stage), wanted=wanted)
     return stages
 
 
@@ -138,7 +140,7 @@ def test_batches_side_by_side_run_in_processes_of_their_own_with_a_core_each(odd
     ((one, *cores), *_), ((other, *others), *_) = (each.result() for each in asked)
     assert len({one, other, str(os.getpid())}) == 3
     assert cores == others == [1.0, 0.0]
-    ((_, cores, _),) = ask(odd, alone=True)
+    ((_, cores, _),) = ask(odd, cores=CORES)
     assert cores == CORES
 
 
@@ -157,8 +159,13 @@ def test_what_a_lane_raises_is_raised_here_and_tells_from_where(odd):
 
 
 def test_a_lane_that_dies_is_a_device_that_failed(odd):
+    assert odd.whole
     with pytest.raises(DeviceFault, match="has ended"):
         ask(odd, Odd.DIES)
+    ends_s = time.monotonic() + 10
+    while odd.whole and time.monotonic() < ends_s:
+        time.sleep(0.01)
+    assert not odd.whole
 
 
 def test_signals_to_the_group_do_not_end_a_lane(odd):
