@@ -82,10 +82,13 @@ def test_the_prepared_network_computes_the_same(encoder):
     images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
     expected = network.encoder(images)
     exact, rounded = (recorded.prepared(network, t) for t in (torch.float32, torch.bfloat16))
-    torch.testing.assert_close(exact.encoder(images), expected, rtol=1e-3, atol=1e-4)
-    error = (rounded.encoder(images) - expected).norm() / expected.norm()
+
+    def error(prepared):  # of all features together: with random weights they are 1e-8 or 100
+        return (prepared.encoder(images) - expected).norm() / expected.norm()
+
+    assert error(exact) < 1e-5
     assert rounded.encoder(images).dtype == torch.float32
-    assert 1e-5 < error < 0.1  # it did round
+    assert 1e-3 < error(rounded) < 0.1  # it did round
     words = torch.randint(4, 16, (2, 1, 5))
     torch.testing.assert_close(
         exact.decoder(expected, words), network.decoder(expected, words), rtol=1e-4, atol=1e-5
