@@ -2,14 +2,16 @@
 
 Batch norm is folded into the convolution before it, an activation is applied while the result of
 its convolution is still in the cache, weights lie in memory as oneDNN reads them, and what the LSTM
-takes of a word is looked up in a table instead of computed. oneDNN computes a row of a product the
-same way however many rows there are, so a caption is the same bit by bit alone and in company.
+takes of a word is looked up in a table instead of computed. A row of a product is computed the same
+way however many rows there are, so a caption is the same bit by bit alone and in company.
 
 This is what torch's compiler makes of a network by freezing it, without the half minute that takes.
 
 B images, C channels, H/W pixels, G gates of an LSTM, V words, N any leading axes, I/O widths
 """
 
+import math
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -31,6 +33,14 @@ _SEVERAL = 2
 """oneDNN wants one layout of a weight for a single image, which depends on the number of cores that
 share it, and another for two images or more. With a layout of two cores, one core takes twice as
 long for an image."""
+
+
+_IMAGES_AT_ONCE = {torch.float32: 4, torch.bfloat16: 8}
+"""With more, a map of MobileNetV2 takes over 32 MB. So much glibc gives back to the system after
+each use and takes anew, page by page, which costs as much as a convolution."""
+_MOST_ROWS = 120
+"""fbgemm splits more rows than that into this many and the rest."""
+_MOST_IDLE_ROWS = 5
 
 
 class _Activation(NamedTuple):
@@ -69,7 +79,8 @@ def fused(network: Network, dtype: torch.dtype) -> Network:
     Args:
         network: on the CPU; it stays as it is.
         dtype: float32, or bfloat16 for convolutions and the products of the LSTM and attention.
-            Images, features, word scores and all sums stay in float32.
+            Images, features, word scores and all sums stay in float32. With float32 weights that
+            are halves, as those of a checkpoint are, lie in memory as halves.
 
     Returns:
         A network of the same interface that cannot be trained or saved.
@@ -77,10 +88,24 @@ def fused(network: Network, dtype: torch.dtype) -> Network:
     encoder = folded_encoder(
         network.encoder, dtype, activations=tuple(_ACTIVATIONS), join=_Convolution
     )
+    encoder.blocks = nn.Sequential(_InPieces(encoder.blocks, _IMAGES_AT_ONCE[dtype]))
     return network_of(network, encoder, _fused_decoder(network.decoder, dtype))
 
 
 # --- encoder ------------------------------------------------------------------------------------
+
+
+class _InPieces(nn.Module):
+    """What it holds, a few images at a time."""
+
+    def __init__(self, blocks: nn.Module, images: int) -> None:
+        super().__init__()
+        self.blocks = blocks
+        self._images = images
+
+    def forward(self, pixels_BCHW: Tensor) -> Tensor:
+        pieces = pixels_BCHW.chunk(math.ceil(len(pixels_BCHW) / self._images))
+        return torch.cat([self.blocks(piece) for piece in pieces])
 
 
 class _Convolution(nn.Module):
@@ -122,11 +147,42 @@ def _fused_decoder(decoder: Decoder, dtype: torch.dtype) -> Decoder:
     prepared = decoder_with_table(decoder)
     for name, layer in list(prepared.named_children()):
         if isinstance(layer, nn.Linear):
-            exact = name == "words" and dtype != torch.float32
-            prepared.set_submodule(
-                name, _WordScores(layer, dtype) if exact else _Linear(layer, dtype)
-            )
+            prepared.set_submodule(name, _fused_linear(name, layer, dtype))
     return prepared
+
+
+def _fused_linear(name: str, layer: nn.Linear, dtype: torch.dtype) -> nn.Module:
+    if dtype != torch.float32:
+        return _WordScores(layer, dtype) if name == "words" else _Linear(layer, dtype)
+    if torch.equal(layer.weight.half().float(), layer.weight) and _row_counts():
+        return _HalfWeights(layer.weight, layer.bias)
+    return _Linear(layer, dtype)
+
+
+@cache
+def _row_counts() -> list[int]:
+    """Find out how many rows fbgemm has to be given so that it computes each as it does in company.
+
+    It has a kernel for each of several numbers of rows and makes up the others from these. The
+    kernels for one row and for two round otherwise with AVX2.
+
+    Returns:
+        For 0 to 120 rows the next count without such a kernel. Nothing if there is no fbgemm, or
+        if the next count is far.
+    """
+    if "fbgemm" not in torch.backends.quantized.supported_engines:
+        return []
+    generator = torch.Generator().manual_seed(0)
+    rows_NI = torch.randn(_MOST_ROWS, 64, generator=generator)
+    packed = torch.ops.quantized.linear_prepack_fp16(torch.randn(32, 64, generator=generator), None)
+    all_NO = torch.ops.quantized.linear_dynamic_fp16(rows_NI, packed)
+    counts = [_MOST_ROWS]
+    for count in range(_MOST_ROWS - 1, -1, -1):
+        some_NO = torch.ops.quantized.linear_dynamic_fp16(rows_NI[:count], packed)
+        counts.append(count if torch.equal(some_NO, all_NO[:count]) else counts[-1])
+    counts.reverse()
+    idle = max(found - count for count, found in enumerate(counts))
+    return counts if idle <= _MOST_IDLE_ROWS else []
 
 
 class _WordScores(nn.Module):
@@ -148,6 +204,27 @@ class _WordScores(nn.Module):
         weights_BKNI = F.embedding(words_BKN, self._weight_VI)
         exact_BKN = (weights_BKNI * rows_BKI.unsqueeze(-2)).sum(-1) + self._bias_V[words_BKN]
         return scores_BKV.scatter_(-1, words_BKN, exact_BKN)
+
+
+class _HalfWeights(nn.Module):
+    """A linear layer with half-precision weights, multiplied and added up in float32.
+
+    Few rows wait for the weights to be read, and halves are half of the bytes.
+    """
+
+    def __init__(self, weight_OI: Tensor, bias_O: Tensor | None) -> None:
+        super().__init__()
+        self._width = len(weight_OI)
+        self._packed = torch.ops.quantized.linear_prepack_fp16(weight_OI, bias_O)
+
+    def forward(self, rows_NI: Tensor) -> Tensor:
+        flat_NI = rows_NI.flatten(0, -2)
+        rest = len(flat_NI) % _MOST_ROWS
+        idle = _row_counts()[rest] - rest
+        if idle:
+            flat_NI = F.pad(flat_NI, (0, 0, 0, idle))
+        flat_NO: Tensor = torch.ops.quantized.linear_dynamic_fp16(flat_NI, self._packed)
+        return flat_NO[: len(flat_NO) - idle].view(*rows_NI.shape[:-1], self._width)
 
 
 class _Linear(nn.Module):

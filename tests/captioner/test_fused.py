@@ -94,12 +94,55 @@ def test_the_likeliest_words_have_exact_scores_in_bfloat16_too():
     torch.testing.assert_close(scores_BKV.logsumexp(-1), exact_BKV.logsumexp(-1), atol=1e-3, rtol=0)
 
 
+def with_halves(network: Network) -> Network:
+    """Round all weights as a checkpoint does."""
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.copy_(parameter.half())
+    return network
+
+
+@pytest.mark.skipif(not fused._row_counts(), reason="no fbgemm that rounds alike")
+@torch.inference_mode()
+def test_weights_that_are_halves_lie_in_memory_as_halves_and_compute_in_float32():
+    network = with_halves(tiny_network(hidden_width=64))
+    decoder = fused.fused(network, torch.float32).decoder
+    assert type(decoder.words) is fused._HalfWeights
+    rows_NH = torch.randn(250, 64)
+    expected_NV = network.decoder.words(rows_NH)
+    torch.testing.assert_close(decoder.words(rows_NH), expected_NV, rtol=1e-5, atol=1e-5)
+    rounded_NV = network.decoder.words(rows_NH.half().float())
+    assert (rounded_NV - expected_NV).abs().max() > 1e-4  # which rounding the rows would not reach
+    exact = fused.fused(tiny_network(hidden_width=64), torch.float32).decoder
+    assert type(exact.words) is not fused._HalfWeights
+
+
+@pytest.mark.skipif(not fused._row_counts(), reason="no fbgemm that rounds alike")
+@torch.inference_mode()
+def test_a_row_is_computed_the_same_way_among_any_number_of_rows():
+    decoder = fused.fused(with_halves(tiny_network(hidden_width=200)), torch.float32).decoder
+    rows_NH = torch.randn(250, 200)
+    together_NV = decoder.words(rows_NH)
+    for count in range(1, 251):
+        assert torch.equal(decoder.words(rows_NH[:count]), together_NV[:count])
+
+
+def test_without_fbgemm_halves_are_taken_as_they_are(monkeypatch):
+    monkeypatch.setattr(fused, "_row_counts", list)
+    decoder = fused.fused(with_halves(tiny_network()), torch.float32).decoder
+    assert type(decoder.words) is fused._Linear
+
+
+@pytest.mark.parametrize("halves", [False, True])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_a_caption_is_the_same_bit_by_bit_alone_and_in_company(precision):
+def test_a_caption_is_the_same_bit_by_bit_alone_and_in_company(precision, halves):
     if not fused.computes(getattr(torch, precision)):
         pytest.skip("this CPU has no bfloat16")
-    captioner = Captioner(tiny_unpublished(), precision=precision)
-    squares = [captioner.read(photo(seed), max_pixels=10_000) for seed in range(5)]
+    loaded = tiny_unpublished()
+    if halves:
+        with_halves(loaded.network)
+    captioner = Captioner(loaded, precision=precision)
+    squares = [captioner.read(photo(seed), max_pixels=10_000) for seed in range(9)]
     together = captioner.caption(squares)
     for square, candidates in zip(squares, together, strict=True):
         (alone,) = captioner.caption([square])
