@@ -1,10 +1,10 @@
 """Micro-batching: many callers hand in one item each, and the device sees batches.
 
 Knows asyncio, not images, torch or HTTP. A free device takes what waits at once, unless company is
-due within milliseconds, which costs less in this batch than in the next: an item that is being
-prepared, or the next items of callers who were just answered, where they have been coming back at
-once. A lone item waits for nothing. A device that runs several batches side by side has a lane for
-each.
+due before another item would be done, and so costs less in this batch than in the next: an item
+that is being prepared, or the next items of callers who were just answered, where they have been
+coming back at once. A lone item waits for nothing. A device that runs several batches side by side
+has a lane for each.
 """
 
 import asyncio
@@ -23,7 +23,9 @@ Out = TypeVar("Out")
 Wanted = Callable[[int], bool]
 
 PATIENCE_S = 0.01
-"""How long a free device waits at most for company."""
+"""How long a free device waits for company; longer, up to ``_MOST_PATIENCE_S``, where an item takes
+longer."""
+_MOST_PATIENCE_S = 0.05
 _OFTEN = 0.7  # share of callers who come back so soon, from which on they are waited for
 _LONGEST_RETRY_S = 60
 _MEMORY = 0.8  # weight of the past in what is measured
@@ -77,10 +79,12 @@ class _Company:
 
     Attributes:
         left_s: when the last batch was answered.
+        patience_s: how long they are worth waiting for.
     """
 
     def __init__(self) -> None:
         self.left_s = -math.inf
+        self.patience_s = PATIENCE_S
         self._awaited = 0
         self._came = 0
         self._share = 0.0
@@ -89,13 +93,13 @@ class _Company:
     def due_s(self) -> float:
         """Until when the callers of the last batch are worth waiting for."""
         worth = self._share >= _OFTEN and self._came < self._awaited
-        return self.left_s + PATIENCE_S if worth else -math.inf
+        return self.left_s + self.patience_s if worth else -math.inf
 
     @property
     def away(self) -> bool:
         """Whether callers of the last batch may be back any moment, worth a wait or not."""
         now_s = asyncio.get_running_loop().time()
-        return self._came < self._awaited and now_s < self.left_s + PATIENCE_S
+        return self._came < self._awaited and now_s < self.left_s + self.patience_s
 
     def came(self) -> None:
         """Count an item that begins."""
@@ -105,7 +109,7 @@ class _Company:
         """Note that so many were answered, and later how many came meanwhile."""
         loop, before = asyncio.get_running_loop(), self._came
         self.left_s, self._awaited = loop.time(), before + items
-        loop.call_later(PATIENCE_S, lambda: self._learn((self._came - before) / items))
+        loop.call_later(self.patience_s, lambda: self._learn((self._came - before) / items))
 
     def _learn(self, share: float) -> None:
         self._share = _MEMORY * self._share + (1 - _MEMORY) * min(1.0, share)
@@ -300,7 +304,7 @@ class MicroBatcher(Generic[In, Out]):
         """Say whether company is due, and look again when it should have come."""
         loop, until_s = asyncio.get_running_loop(), self._company.due_s
         if self._coming:
-            until_s = PATIENCE_S + max(self._company.left_s, self._queue[0].arrived_s)
+            until_s = self._company.patience_s + max(self._company.left_s, self._queue[0].arrived_s)
         if self._alarm is not None:
             self._alarm.cancel()
         if loop.time() >= until_s:
@@ -353,6 +357,7 @@ class MicroBatcher(Generic[In, Out]):
     def _measure(self, seconds_per_item: float) -> None:
         past = self._seconds_per_item or seconds_per_item
         self._seconds_per_item = _MEMORY * past + (1 - _MEMORY) * seconds_per_item
+        self._company.patience_s = max(PATIENCE_S, min(self._seconds_per_item, _MOST_PATIENCE_S))
 
     async def _bisect(self, batch: list[_Item[In, Out]], error: Exception) -> None:
         """Halve a batch that failed until only the item at fault fails."""

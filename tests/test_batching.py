@@ -571,6 +571,27 @@ async def test_patience_with_a_slow_preparation_ends():
             assert await asyncio.gather(*callers) == [4]
 
 
+async def test_patience_is_longer_where_an_item_takes_longer():
+    run = Squares()
+    async with batching(run) as batcher:
+        slow = await busy(batcher, run)
+        pass_time(3 * PATIENCE_S)
+        run.gate.set()
+        await slow
+        pass_time(1)
+        run.batches.clear()
+        with batcher.expecting():
+            (caller,) = await submit_all(batcher, [2])
+            for _ in range(2):
+                pass_time(PATIENCE_S)
+                with batcher.expecting():  # makes the lanes look again, as any other event does
+                    pass
+                await asyncio.sleep(0)
+            assert run.batches == []
+            pass_time(1.5 * PATIENCE_S)
+            assert await caller == 4
+
+
 async def test_a_full_batch_waits_for_nobody():
     run = Squares()
     async with batching(run, max_batch=2) as batcher:
