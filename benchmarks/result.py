@@ -19,6 +19,8 @@ from typing import Any
 
 PROJECT_ROOT = Path(__file__).resolve().parents[1]
 CPU_INFO = Path("/proc/cpuinfo")
+INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
+"""What a network's speed depends on more than on the name of the processor."""
 _PATH = re.compile(r"(?<![\w./:~-])(/|~/|(?:\.\./)+)((?:[^\s/'\":,;)]+/)*)([^\s/'\":,;)]+)/?")
 
 
@@ -49,7 +51,7 @@ def page(table: Sequence[str], line: dict[str, Any], command: Sequence[str]) -> 
         "command": f"`{command_without_paths(command)}`",
         "date": datetime.now(tz=UTC).date().isoformat(),
         "commit": commit(),
-        "CPU": f"{cpu_model()}, {os.cpu_count()} cores",
+        "CPU": f"{cpu_model()}, {os.cpu_count()} cores{cpu_instructions()}",
         "torch": importlib.metadata.version("torch"),
     }
     parts = [
@@ -97,9 +99,19 @@ def commit() -> str:
 
 def cpu_model(cpu_info: Path = CPU_INFO) -> str:
     """Name the processor, as Linux does where it can."""
+    return _described("model name", cpu_info) or platform.processor() or platform.machine()
+
+
+def cpu_instructions(cpu_info: Path = CPU_INFO) -> str:
+    """Give those of `INSTRUCTIONS` that the processor has, each after a comma and a space."""
+    flags = _described("flags", cpu_info).split()
+    return "".join(f", {name}" for name in INSTRUCTIONS if name in flags)
+
+
+def _described(name: str, cpu_info: Path) -> str:
     try:
         described = cpu_info.read_text(encoding="utf-8")
     except OSError:
-        described = ""
-    found = re.search(r"^model name\s*:\s*(.+)$", described, re.MULTILINE)
-    return found.group(1) if found else platform.processor() or platform.machine()
+        return ""
+    found = re.search(rf"^{name}\s*:\s*(.+)$", described, re.MULTILINE)
+    return found.group(1) if found else ""

@@ -393,6 +393,12 @@ def test_a_processor_has_a_name_without_linux_too(tmp_path):
     assert result.cpu_model(tmp_path / "missing")
 
 
+def test_the_instructions_that_make_a_network_fast_are_told(tmp_path):
+    (tmp_path / "cpuinfo").write_text("flags\t\t: fpu avx avx2 avx512_bf16\n")
+    assert result.cpu_instructions(tmp_path / "cpuinfo") == ", avx2, avx512_bf16"
+    assert result.cpu_instructions(tmp_path / "missing") == ""
+
+
 def test_a_commit_is_unknown_without_git(monkeypatch):
     monkeypatch.setenv("PATH", "")
     assert result.commit() == "unknown"
