@@ -170,7 +170,8 @@ def _row_counts() -> list[int]:
         For 0 to 120 rows the next count without such a kernel. Nothing if there is no fbgemm, or
         if the next count is far.
     """
-    if "fbgemm" not in torch.backends.quantized.supported_engines:
+    engines = torch.backends.quantized.supported_engines
+    if "fbgemm" not in engines or not hasattr(torch.ops.quantized, "linear_dynamic_fp16"):
         return []
     generator = torch.Generator().manual_seed(0)
     rows_NI = torch.randn(_MOST_ROWS, 64, generator=generator)

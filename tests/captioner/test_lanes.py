@@ -194,30 +194,35 @@ def test_closing_ends_even_a_lane_that_does_not(odd):
 
 
 PROGRAM = """
-import sys, time
-sys.path[:0] = sys.argv[2:]
-from pathlib import Path
-from app.captioner.pipeline import Captioner
+import sys, threading
+sys.path[:0] = sys.argv[1:]
+from functools import partial
+from test_lanes import Odd, ask, lanes
 
 if __name__ == "__main__":
-    options = {"precision": "float32", "cores": 2, "most_images": 1}
-    captioner = Captioner.load_in_lanes(Path(sys.argv[1]), **options)
-    print(*[lane._process.pid for lane in captioner._lanes._lanes], flush=True)
+    made = lanes(Odd)
+    threading.Thread(target=partial(ask, made, Odd.WAITS), daemon=True).start()
+    print(*[lane._process.pid for lane in made._lanes], flush=True)
     sys.stdin.read()
 """
 
 
 @wants_proc
 @pytest.mark.parametrize("number", [None, signal.SIGKILL])
-def test_lanes_end_with_the_process_that_wanted_them(directory, tmp_path, number):
+def test_lanes_end_with_the_process_that_wanted_them_whatever_they_do(tmp_path, number):
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
-    command = [sys.executable, program, directory, Path.cwd()]
+    folders = [Path.cwd(), Path(__file__).parent, Path(__file__).parents[1]]
     with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, program, *folders],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     ) as process:
         pids = [int(pid) for pid in process.stdout.readline().split()]
+        assert len(pids) == CORES
         assert all(map(is_running, pids))
+        time.sleep(0.2)  # by now one of them has its order, which takes 20 s
         if number is not None:
             process.send_signal(number)
     ends_s = time.monotonic() + 10
