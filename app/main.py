@@ -87,13 +87,21 @@ def load_captioner(settings: Settings) -> "Captioner":
 def load_captioner_apart(settings: Settings) -> "Captioner":
     """Load the checkpoint of the settings, for a CPU of several cores in processes of its own.
 
+    Where the system refuses what processes need, in this one.
+
     Raises:
         CheckpointError: The directory cannot be trusted.
     """
     apart = settings.lane_processes and _cores(settings) > 1
-    if apart and (settings.device == "cpu" or not _NVIDIA_DRIVER.exists()):
-        forking.begin()  # it imports torch while we do
-    return _load_captioner(settings, apart=apart)
+    try:
+        if apart and (settings.device == "cpu" or not _NVIDIA_DRIVER.exists()):
+            forking.begin()  # it imports torch while we do
+        return _load_captioner(settings, apart=apart)
+    except OSError as error:
+        if not apart:
+            raise
+        log.warning("no_lane_processes", reason=str(error))
+    return _load_captioner(settings, apart=False)
 
 
 def _load_captioner(settings: Settings, *, apart: bool) -> "Captioner":

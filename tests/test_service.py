@@ -7,15 +7,16 @@ import threading
 import time
 
 import pytest
+import torch
 from structlog.testing import capture_logs
 
 from app.batching import PATIENCE_S, DeadlineExceeded
 from app.captioner.errors import CheckpointError, DeviceFault, OutOfMemory
-from app.main import create_app, usable_cores
+from app.main import create_app, load_captioner_apart, usable_cores
 from app.settings import Settings
 from fake import FakeCaptioner, SteppingCaptioner, pass_time, serving
 from test_api import RAW, as_json, captions
-from tiny import photo
+from tiny import photo, save_tiny_checkpoint
 
 
 def ours():
@@ -229,6 +230,26 @@ def test_a_quota_of_the_container_bounds_the_cores(tmp_path):
     assert usable_cores(quota) == 1
     quota.write_text("99900000 100000\n")
     assert usable_cores(quota) == everything
+
+
+@pytest.mark.parametrize("what", ["app.captioner.forking.begin", "app.captioner.lanes._Lane"])
+def test_where_the_system_gives_no_processes_lanes_are_threads(what, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError("no room on the device")
+
+    monkeypatch.setattr(what, refuse)
+    settings = Settings(checkpoint=save_tiny_checkpoint(tmp_path), device="cpu", torch_threads=2)
+    threads = torch.get_num_threads()
+    try:
+        with capture_logs() as logs:
+            captioner = load_captioner_apart(settings)
+        ((candidate, *_),) = captioner.caption([captioner.read(photo(), max_pixels=10_000)])
+    finally:
+        torch.set_num_threads(threads)
+    assert candidate.text
+    assert captioner.lanes == 2
+    (said,) = [line for line in logs if line["event"] == "no_lane_processes"]
+    assert said["reason"] == "no room on the device"
 
 
 # The device

@@ -71,6 +71,7 @@ class Lanes:
         size_px: side S of an image.
 
     Raises:
+        OSError: the system gives no process, no memory that two see, or no file for it.
         DeviceFault: a process ended before it had loaded.
         Exception: whatever ``load`` raises.
     """
@@ -80,16 +81,18 @@ class Lanes:
     ) -> None:
         context = forking.context()
         shape = (most_images, 3, size_px, size_px)
-        self._lanes = [_Lane(context, load, shape) for _ in range(count)]
-        self._free = list(self._lanes)
+        self._lanes: list[_Lane] = []
         self._changed = threading.Condition()
         atexit.register(self.close)  # or multiprocessing would wait for them at the end, for ever
         try:
+            for _ in range(count):
+                self._lanes.append(_Lane(context, load, shape))
             for lane in self._lanes:
                 lane.hear()
         except Exception:
             self.close()
             raise
+        self._free = list(self._lanes)
 
     def find(
         self, images: Sequence[Tensor], share: Share, *, on_stage: OnStage, wanted: Wanted

@@ -110,6 +110,7 @@ class Captioner:
 
         Raises:
             CheckpointError: as for `load`.
+            OSError: the system refuses what the processes need.
             DeviceFault: a process ended before it had loaded.
         """
         loaded = checkpoint.load(directory)

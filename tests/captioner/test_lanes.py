@@ -15,7 +15,7 @@ import torch
 from app.captioner.captions import Findings
 from app.captioner.device import Share
 from app.captioner.errors import CheckpointError, DeviceFault
-from app.captioner.lanes import Lanes
+from app.captioner.lanes import Lanes, _Lane
 from app.captioner.pipeline import Captioner
 from processes import is_running, wants_proc
 from tiny import SIZE_PX, photo, save_tiny_checkpoint
@@ -179,6 +179,21 @@ def test_signals_to_the_group_do_not_end_a_lane(odd):
 def test_what_cannot_be_loaded_is_raised_here():
     with pytest.raises(CheckpointError, match="nowhere"):
         lanes(partial(Captioner.load, Path("nowhere")))
+
+
+def test_a_process_that_the_system_refuses_ends_those_that_had_begun(monkeypatch):
+    made = []
+
+    def one(*about):
+        if made:
+            raise OSError("no more processes")
+        made.append(_Lane(*about))
+        return made[0]
+
+    monkeypatch.setattr("app.captioner.lanes._Lane", one)
+    with pytest.raises(OSError, match="no more"):
+        lanes(Odd)
+    assert made[0]._process.exitcode is not None
 
 
 @wants_proc
