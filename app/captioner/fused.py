@@ -33,8 +33,6 @@ _SEVERAL = 2
 """oneDNN wants one layout of a weight for a single image, which depends on the number of cores that
 share it, and another for two images or more. With a layout of two cores, one core takes twice as
 long for an image."""
-
-
 _IMAGES_AT_ONCE = {torch.float32: 4, torch.bfloat16: 8}
 """With more, a map of MobileNetV2 takes over 32 MB. So much glibc gives back to the system after
 each use and takes anew, page by page, which costs as much as a convolution."""
