@@ -143,7 +143,7 @@ class Admission:
         self._telemetry.inflight_requests.set(self._inflight_requests)
         self._telemetry.inflight_bytes.set(self._inflight_bytes)
 
-    async def _read_body(self, receive: Receive, deadline_s: float) -> bytearray:
+    async def _read_body(self, receive: Receive, deadline_s: float) -> bytes:
         slow_s = asyncio.get_running_loop().time() + self._settings.body_timeout_s
         try:
             async with asyncio.timeout_at(min(slow_s, deadline_s)):

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 import structlog
 import uvicorn
 from fastapi import FastAPI
-from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from app import api, problems
@@ -70,7 +69,6 @@ def create_app(settings: Settings, *, captioner: "Captioner | None" = None) -> F
     app.state.tracing = Tracing(os.environ)
     app.include_router(api.router)
     app.add_exception_handler(HTTPException, problems.answer_http_exception)
-    app.add_exception_handler(RequestValidationError, problems.answer_http_exception)
     _guard(app, door)
     return app
 

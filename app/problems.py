@@ -32,7 +32,6 @@ from typing import Any
 
 import structlog
 from fastapi import Request
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -243,9 +242,7 @@ def _headers(error: Exception, body: Mapping[str, Any]) -> dict[str, str]:
 
 
 async def answer_http_exception(request: Request, error: Exception) -> JSONResponse:
-    """Handle what the framework raises: 404, 405 and invalid query parameters."""
-    if isinstance(error, RequestValidationError):
-        error = InvalidRequest(error.errors())
+    """Handle what the framework raises: 404 and 405."""
     return response(error, request.scope)
 
 

@@ -44,13 +44,20 @@ class JsonRequest(Options):
     images: list[JsonImage] = Field(min_length=1)
 
 
-REQUEST_TIMEOUT: dict[str, Any] = {
+_REQUEST_TIMEOUT: dict[str, Any] = {
     "name": "X-Request-Timeout",
     "in": "header",
     "description": "Seconds the caller waits at most; more than the service's own limit is cut.",
     "schema": {"type": "number", "exclusiveMinimum": 0},
 }
 _OPTION_FIELDS = Options.model_json_schema()["properties"]
+PARAMETERS: list[dict[str, Any]] = [
+    *(
+        {"name": name, "in": "query", "description": schema["description"], "schema": schema}
+        for name, schema in _OPTION_FIELDS.items()
+    ),
+    _REQUEST_TIMEOUT,
+]
 _RAW_IMAGE = {"schema": {"type": "string", "format": "binary"}}
 REQUEST_BODY: dict[str, Any] = {
     "required": True,
