@@ -7,6 +7,7 @@ import io
 import json
 import sys
 import threading
+import time
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -527,15 +528,32 @@ def test_a_plot_is_small_and_stands_on_white(name, tmp_path):
     assert all(chart.unit in svg for chart in question.charts)
 
 
-# --- one client ---------------------------------------------------------------------------------
+# --- with a service and without -----------------------------------------------------------------
 
 
-def test_the_round_with_the_median_difference_is_told():
-    pairs = [overhead.Pair(10, 19), overhead.Pair(20, 22), overhead.Pair(30, 33)]
-    assert overhead.middle(pairs) == (30, 33)
-    _, head, line = overhead.table_of({640: overhead.middle(pairs)})
-    assert head.split() == ["px", "pipeline", "service", "more"]
-    assert line.split() == ["640", "30.0", "33.0", "3.0"]
+def test_the_round_of_the_median_is_told():
+    one = [overhead.OneClient(10, 19), overhead.OneClient(20, 22), overhead.OneClient(30, 33)]
+    many = [overhead.ManyClients(50, 50), overhead.ManyClients(50, 40), overhead.ManyClients(50, 9)]
+    row = (
+        overhead.middle(one, lambda turn: turn.more_ms),
+        overhead.middle(many, lambda turn: turn.share),
+    )
+    assert row == ((30, 33), (50, 40))
+    *_, head, line = overhead.table_of({640: row}, clients=16)
+    assert head.split() == ["px", "pipeline", "service", "more", "pipeline/s", "service/s", "share"]
+    assert line.split() == ["640", "30.0", "33.0", "3.0", "50.0", "40.0", "0.80"]
+
+
+def test_a_rate_is_photos_over_time():
+    def caption(images):
+        batches.append(images)
+        time.sleep(0.01)
+
+    batches = []
+    bare = SimpleNamespace(read=lambda photo, **_: photo, caption=caption)
+    per_s = overhead.bare_per_s(bare, [b"a", b"b", b"c"], 0.05)
+    assert {len(batch) for batch in batches} == {servers.MAX_BATCH}
+    assert per_s < servers.MAX_BATCH / 0.01
 
 
 def test_pipeline_and_service_take_turns(picky, monkeypatch):
@@ -553,14 +571,13 @@ def test_pipeline_and_service_take_turns(picky, monkeypatch):
     monkeypatch.setattr(overhead, "serving", serving)
     bare = SimpleNamespace(read=lambda photo, **_: photo, caption=caption)
     args = argparse.Namespace(
-        checkpoint=Path(), threads=1, precision="float32", rounds=2, seconds=0.2
+        checkpoint=Path(), threads=1, precision="float32", clients=3, rounds=2, seconds=0.2
     )
-    pairs = overhead.measured(bare, {64: [b"a1", b"a2"]}, args)
-    assert list(pairs) == [64]
-    assert pairs[64].bare_ms > 0
-    assert pairs[64].service_ms > 0
+    rows = overhead.measured(bare, {64: [b"a1", b"a2"]}, args)
+    assert list(rows) == [64]
+    assert all(figure > 0 for turn in rows[64] for figure in turn)
     assert turns[0] == "served"
-    assert turns.count("bare") >= 2 + 2 * args.rounds  # each photo is compared first
+    assert turns.count("bare") >= 2 + 4 * args.rounds  # each photo is compared first
 
 
 def test_a_service_that_says_something_else_is_not_measured(picky, monkeypatch):
