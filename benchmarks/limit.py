@@ -68,6 +68,30 @@ def medians_ms(steps: Mapping[Key, Step], repeats: int, device: torch.device) ->
     return {key: statistics.median(taken_s[key]) / step.images * 1e3 for key, step in steps.items()}
 
 
+def taken_s(
+    captioner: Captioner, batches: Sequence[Sequence[bytes]], seconds: float
+) -> list[float]:
+    """Decode and caption one batch after another for so long, and give the seconds of each."""
+    taken: list[float] = []
+    ends_s = time.perf_counter() + seconds
+    for batch in itertools.cycle(batches):
+        began_s = time.perf_counter()
+        captioner.caption([captioner.read(photo, max_pixels=MAX_PIXELS) for photo in batch])
+        taken.append(time.perf_counter() - began_s)
+        if time.perf_counter() > ends_s:
+            break
+    return taken
+
+
+def whole_per_s(captioner: Captioner, photos: Sequence[bytes], batch: int, seconds: float) -> float:
+    """Give the photos a second of the whole pipeline, over all the time it took.
+
+    A median would leave out what other users of the machine take, and a server cannot.
+    """
+    full = list(itertools.islice(itertools.cycle(photos), batch))
+    return batch / statistics.mean(taken_s(captioner, [full], seconds))
+
+
 def filled(images: Sequence[torch.Tensor], batch: int) -> list[torch.Tensor]:
     """Let the images take turns until there are enough for a batch."""
     return list(itertools.islice(itertools.cycle(images), batch))

@@ -6,10 +6,8 @@ Run: .venv/bin/python benchmarks/overhead.py photo.jpg [more.jpg ...]
 """
 
 import argparse
-import itertools
 import os
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,7 +17,7 @@ import load
 import result
 from app.captioner.pipeline import Captioner
 from app.settings import PROJECT_ROOT, Settings
-from limit import MAX_PIXELS
+from limit import MAX_PIXELS, taken_s, whole_per_s
 from servers import (
     MAX_BATCH,
     OURS,
@@ -67,27 +65,12 @@ Row = tuple[OneClient, ManyClients]
 
 def bare_ms(captioner: Captioner, photos: Sequence[bytes], seconds: float) -> float:
     """Decode and caption one photo after another for so long, and give the median."""
-    return statistics.median(_taken_s(captioner, [[photo] for photo in photos], seconds)) * 1e3
+    return statistics.median(taken_s(captioner, [[photo] for photo in photos], seconds)) * 1e3
 
 
 def bare_per_s(captioner: Captioner, photos: Sequence[bytes], seconds: float) -> float:
     """Decode and caption one full batch after another for so long, and give photos a second."""
-    batch = list(itertools.islice(itertools.cycle(photos), MAX_BATCH))
-    return MAX_BATCH / statistics.mean(_taken_s(captioner, [batch], seconds))
-
-
-def _taken_s(
-    captioner: Captioner, batches: Sequence[Sequence[bytes]], seconds: float
-) -> list[float]:
-    taken_s: list[float] = []
-    ends_s = time.perf_counter() + seconds
-    for batch in itertools.cycle(batches):
-        began_s = time.perf_counter()
-        captioner.caption([captioner.read(photo, max_pixels=MAX_PIXELS) for photo in batch])
-        taken_s.append(time.perf_counter() - began_s)
-        if time.perf_counter() > ends_s:
-            break
-    return taken_s
+    return whole_per_s(captioner, photos, MAX_BATCH, seconds)
 
 
 def measured(

@@ -18,7 +18,7 @@ import load
 import result
 from app.captioner.device import Precision
 from app.captioner.pipeline import Captioner
-from limit import measure
+from limit import whole_per_s
 from meter import Meter
 from plain import PlainCaptioner
 from servers import (
@@ -64,13 +64,8 @@ def ceilings(args: argparse.Namespace, photos: dict[int, list[bytes]]) -> dict[i
     """Measure images a second of the whole pipeline without a server, by size."""
     captioner = Captioner.load(args.checkpoint, precision=args.precision)
     captioner.warm_up([MAX_BATCH])
-
-    def whole_ms(photo: bytes) -> float:
-        return measure(captioner, photo, MAX_BATCH, args.repeats)["whole"]
-
     return {
-        size: 1e3 * len(each) / sum(whole_ms(photo) for photo in each)
-        for size, each in photos.items()
+        size: whole_per_s(captioner, each, MAX_BATCH, args.seconds) for size, each in photos.items()
     }
 
 
@@ -214,7 +209,6 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=10.0, help="of each load")
     parser.add_argument("--warm-up-s", type=float, default=5.0)
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=3, help="of the ceiling, a round")
     parser.add_argument("--timeout-s", type=float, default=60.0, help="a server's own")
     return parser.parse_args()
 

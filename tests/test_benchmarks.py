@@ -551,9 +551,9 @@ def test_a_rate_is_photos_over_time():
 
     batches = []
     bare = SimpleNamespace(read=lambda photo, **_: photo, caption=caption)
-    per_s = overhead.bare_per_s(bare, [b"a", b"b", b"c"], 0.05)
-    assert {len(batch) for batch in batches} == {servers.MAX_BATCH}
-    assert per_s < servers.MAX_BATCH / 0.01
+    per_s = limit.whole_per_s(bare, [b"a", b"b", b"c"], 8, 0.05)
+    assert {len(batch) for batch in batches} == {8}
+    assert 8 / 0.05 < per_s < 8 / 0.01
 
 
 def test_pipeline_and_service_take_turns(picky, monkeypatch):
