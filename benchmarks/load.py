@@ -16,6 +16,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
@@ -203,6 +204,19 @@ def ask(port: int, post: Post, *, timeout_s: float = TIMEOUT_S) -> tuple[int, by
             connection.close()
 
     return uvloop.run(once())
+
+
+def let_it_rest(port: int, post: Post, *, patience_s: float = TIMEOUT_S) -> None:
+    """Wait until a server is done with what it was asked before, by who has left as well.
+
+    Most servers work off abandoned requests, and whoever asks next waits for them. A request alone
+    is answered after them; the second one in a row surely is.
+    """
+    for _ in range(5):
+        with suppress(OSError):
+            answers = [ask(port, post, timeout_s=patience_s) for _ in range(2)]
+            if all(status == 200 for status, _ in answers):
+                return
 
 
 def caption_of(body: bytes) -> str:

@@ -92,7 +92,7 @@ def overloaded(
     for part in args.loads:
         moments = load.arrivals(part * before_per_s, args.seconds, seed=args.seed, even=args.even)
         answers = load.open_loop(server.port, posts, moments, patience_s=args.patience_s)
-        _let_it_rest(server, posts[0], args.patience_s)
+        load.let_it_rest(server.port, posts[0], patience_s=args.patience_s)
         after_per_s = per_s(args.capacity_seconds)
         capacity_per_s = (before_per_s + after_per_s) / 2
         row = summary(
@@ -103,17 +103,6 @@ def overloaded(
         )
         yield part, capacity_per_s, row
         before_per_s = after_per_s
-
-
-def _let_it_rest(server: Server, post: load.Post, patience_s: float) -> None:
-    """Wait until what is left of the load is done: a request alone is captioned again."""
-    for _ in range(5):
-        try:
-            status, _ = load.ask(server.port, post, timeout_s=patience_s)
-        except OSError:
-            continue
-        if status == 200:
-            return
 
 
 def main() -> None:

@@ -146,6 +146,7 @@ def _measured(
     for size, each in photos.items():
         for concurrency in args.concurrencies:
             posts = server.posts(each)
+            load.let_it_rest(server.port, posts[0], patience_s=args.timeout_s)
             yield (size, concurrency), measured(server, posts, concurrency, args.seconds)
 
 

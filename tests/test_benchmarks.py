@@ -528,6 +528,36 @@ def test_a_plot_is_small_and_stands_on_white(name, tmp_path):
     assert all(chart.unit in svg for chart in question.charts)
 
 
+# --- what was asked before ----------------------------------------------------------------------
+
+
+def test_a_server_rests_once_it_answers_a_request_alone(monkeypatch):
+    """Twice in a row: one may share its batch with what is left."""
+    said = iter([TimeoutError(), (503, b""), (200, b""), (200, b""), (200, b""), "asked too often"])
+
+    def ask(*_, **__):
+        answer = next(said)
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(load, "ask", ask)
+    load.let_it_rest(1, load.Post("/", b"", ""))
+    assert list(said) == ["asked too often"]
+
+
+def test_no_peer_is_measured_while_it_works_off_who_has_left(monkeypatch):
+    """One client waited two seconds for the 64 before him: the peers looked slow that are not."""
+    did = []
+    monkeypatch.setattr(load, "closed_loop", lambda *_, **__: did.append("load"))
+    monkeypatch.setattr(load, "let_it_rest", lambda *_, **__: did.append("rest"))
+    monkeypatch.setattr(peers, "measured", lambda *_: did.append("measure"))
+    server = SimpleNamespace(port=1, posts=list)
+    args = argparse.Namespace(concurrencies=[1, 64], warm_up_s=1.0, seconds=1.0, timeout_s=1.0)
+    list(peers._measured(server, {80: [b"a"], 160: [b"b"]}, args))
+    assert did == ["load", *["rest", "measure"] * 4]
+
+
 # --- with a service and without -----------------------------------------------------------------
 
 
