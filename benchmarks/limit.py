@@ -21,6 +21,7 @@ from app.settings import PROJECT_ROOT, Settings
 STAGES = ("decode", "encode", "search", "whole")
 MAX_PIXELS = 100_000_000
 Key = TypeVar("Key")
+Image = TypeVar("Image")
 
 
 class Step(NamedTuple):
@@ -88,11 +89,10 @@ def whole_per_s(captioner: Captioner, photos: Sequence[bytes], batch: int, secon
 
     A median would leave out what other users of the machine take, and a server cannot.
     """
-    full = list(itertools.islice(itertools.cycle(photos), batch))
-    return batch / statistics.mean(taken_s(captioner, [full], seconds))
+    return batch / statistics.mean(taken_s(captioner, [filled(photos, batch)], seconds))
 
 
-def filled(images: Sequence[torch.Tensor], batch: int) -> list[torch.Tensor]:
+def filled(images: Sequence[Image], batch: int) -> list[Image]:
     """Let the images take turns until there are enough for a batch."""
     return list(itertools.islice(itertools.cycle(images), batch))
 

@@ -211,12 +211,16 @@ def let_it_rest(port: int, post: Post, *, patience_s: float = TIMEOUT_S) -> None
 
     Most servers work off abandoned requests, and whoever asks next waits for them. A request alone
     is answered after them; the second one in a row surely is.
+
+    Raises:
+        TimeoutError: it captions none however often it is asked.
     """
     for _ in range(5):
         with suppress(OSError):
             answers = [ask(port, post, timeout_s=patience_s) for _ in range(2)]
             if all(status == 200 for status, _ in answers):
                 return
+    raise TimeoutError("is still busy with what it was asked before")
 
 
 def caption_of(body: bytes) -> str:

@@ -68,11 +68,6 @@ def bare_ms(captioner: Captioner, photos: Sequence[bytes], seconds: float) -> fl
     return statistics.median(taken_s(captioner, [[photo] for photo in photos], seconds)) * 1e3
 
 
-def bare_per_s(captioner: Captioner, photos: Sequence[bytes], seconds: float) -> float:
-    """Decode and caption one full batch after another for so long, and give photos a second."""
-    return whole_per_s(captioner, photos, MAX_BATCH, seconds)
-
-
 def measured(
     captioner: Captioner, photos: dict[int, list[bytes]], args: argparse.Namespace
 ) -> dict[int, Row]:
@@ -94,7 +89,7 @@ def measured(
                 bare = partial(bare_ms, captioner, each)
                 seen, taken_ms = _turn(bare, server, server.posts(each), 1, args.seconds)
                 one[size].append(OneClient(taken_ms, seen.p50_ms))
-                bare = partial(bare_per_s, captioner, each)
+                bare = partial(whole_per_s, captioner, each, MAX_BATCH)
                 seen, per_s = _turn(bare, server, server.posts(each), args.clients, args.seconds)
                 many[size].append(ManyClients(per_s, seen.per_s))
     return {

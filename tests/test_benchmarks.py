@@ -544,6 +544,9 @@ def test_a_server_rests_once_it_answers_a_request_alone(monkeypatch):
     monkeypatch.setattr(load, "ask", ask)
     load.let_it_rest(1, load.Post("/", b"", ""))
     assert list(said) == ["asked too often"]
+    monkeypatch.setattr(load, "ask", lambda *_, **__: (503, b""))
+    with pytest.raises(TimeoutError, match="still busy"):
+        load.let_it_rest(1, load.Post("/", b"", ""))
 
 
 def test_no_peer_is_measured_while_it_works_off_who_has_left(monkeypatch):
