@@ -30,10 +30,11 @@ def rungs(directory: Path, cores: int) -> dict[str, Captioner]:
     captioners = {"as trained": Captioner(loaded)}
     captioners["as trained"].network = loaded.network
     if fused.available():
-        captioners["folded, fused, packed"] = Captioner(loaded)
+        captioners["folded, fused, packed"] = packed = Captioner(loaded)
+        packed.network.encoder = fused.packed_encoder(loaded.network.encoder, torch.float32)
         fastest = fastest_precision("cpu")
-        if fastest != "float32":
-            captioners[fastest] = Captioner(loaded, precision=fastest)
+        last = "ONNX Runtime" if fastest == "float32" else fastest
+        captioners[last] = Captioner(loaded, precision=fastest)
         captioners["lanes"] = Captioner(loaded, precision=fastest, cores=cores)
     return captioners
 

@@ -729,8 +729,9 @@ def test_every_program_stands_in_the_readme():
 def test_the_ladder_begins_with_the_network_as_it_was_trained(tmp_path):
     directory = save_tiny_checkpoint(tmp_path)
     captioners = ladder.rungs(directory, 2)
-    names = ["as trained", "folded, fused, packed", "lanes"]
-    assert [name for name in captioners if name != "bfloat16"] == names
+    first, second, third, last = captioners
+    assert (first, second, last) == ("as trained", "folded, fused, packed", "lanes")
+    assert third in {"ONNX Runtime", "bfloat16"}
     kinds = {type(part).__name__ for part in captioners["as trained"].network.modules()}
     assert "BatchNorm2d" in kinds
     assert captioners["lanes"].lanes == 2

@@ -47,8 +47,10 @@ def folded_encoder(
     prepared = copy.deepcopy(encoder).eval()
     traced = fx.symbolic_trace(nn.Sequential(prepared.blocks, prepared.head))
     convolutions = _join(traced, activations, join)
-    _lower(traced, convolutions, dtype)
-    prepared.blocks, prepared.head = nn.Sequential(traced), nn.Sequential(_Cast(torch.float32))
+    prepared.blocks, prepared.head = nn.Sequential(traced), nn.Sequential()
+    if dtype != torch.float32:
+        _lower(traced, convolutions, dtype)
+        prepared.head = nn.Sequential(_Cast(torch.float32))
     return prepared
 
 

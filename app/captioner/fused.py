@@ -11,6 +11,7 @@ B images, C channels, H/W pixels, G gates of an LSTM, V words, N any leading axe
 """
 
 import math
+from contextlib import suppress
 from functools import cache
 from typing import NamedTuple
 
@@ -18,8 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from app.captioner.exported import Unknown, exported_encoder
 from app.captioner.folding import decoder_with_table, folded_encoder, network_of
-from app.captioner.network import Decoder, Network
+from app.captioner.network import Decoder, Encoder, Network
 
 _OPERATORS = (
     "_convolution_pointwise",
@@ -74,6 +76,8 @@ def computes(dtype: torch.dtype) -> bool:
 def fused(network: Network, dtype: torch.dtype) -> Network:
     """Prepare a network for inference on a CPU.
 
+    In float32 ONNX Runtime computes the encoder, if it can be written down for it.
+
     Args:
         network: on the CPU; it stays as it is.
         dtype: float32, or bfloat16 for convolutions and the products of the LSTM and attention.
@@ -83,14 +87,25 @@ def fused(network: Network, dtype: torch.dtype) -> Network:
     Returns:
         A network of the same interface that cannot be trained or saved.
     """
-    encoder = folded_encoder(
-        network.encoder, dtype, activations=tuple(_ACTIVATIONS), join=_Convolution
-    )
-    encoder.blocks = nn.Sequential(_InPieces(encoder.blocks, _IMAGES_AT_ONCE[dtype]))
+    encoder = _fastest_encoder(network.encoder, dtype)
     return network_of(network, encoder, _fused_decoder(network.decoder, dtype))
 
 
 # --- encoder ------------------------------------------------------------------------------------
+
+
+def _fastest_encoder(encoder: Encoder, dtype: torch.dtype) -> Encoder:
+    if dtype == torch.float32:
+        with suppress(Unknown):
+            return exported_encoder(encoder)
+    return packed_encoder(encoder, dtype)
+
+
+def packed_encoder(encoder: Encoder, dtype: torch.dtype) -> Encoder:
+    """Prepare an encoder with oneDNN's convolutions, see `fused`."""
+    packed = folded_encoder(encoder, dtype, activations=tuple(_ACTIVATIONS), join=_Convolution)
+    packed.blocks = nn.Sequential(_InPieces(packed.blocks, _IMAGES_AT_ONCE[dtype]))
+    return packed
 
 
 class _InPieces(nn.Module):

@@ -12,6 +12,7 @@ from app.captioner.pipeline import Captioner, fastest_precision
 from tiny import photo, tiny_network, tiny_unpublished
 
 SIDE_PX = {"vgg16": 224}  # its classifier takes no other side
+LEFT_TO_ONEDNN = {("convnext_tiny", "grid"), ("convnext_tiny", "vector"), ("vgg16", "vector")}
 pytestmark = pytest.mark.skipif(not fused.available(), reason="torch without oneDNN")
 
 
@@ -51,6 +52,8 @@ def test_every_encoder_gives_the_same_features(encoder, features):
     side_px = SIDE_PX.get(encoder, 64)
     exact = fused.fused(network, torch.float32)
     assert difference(network, exact, images(2, side_px)) < 1e-4
+    by_onednn = any(type(module) is fused._Convolution for module in exact.modules())
+    assert by_onednn == ((encoder, features) in LEFT_TO_ONEDNN)
     if not fused.computes(torch.bfloat16):
         return
     rounded = fused.fused(network, torch.bfloat16)
