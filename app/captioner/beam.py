@@ -11,9 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-STEPS_BETWEEN_CHECKS = 4
-"""Asking which images are finished waits for the device, so it is asked this rarely."""
-
 State = TypeVar("State")
 Wanted = Callable[[int], bool]
 
@@ -21,6 +18,11 @@ Wanted = Callable[[int], bool]
 def everybody(image: int) -> bool:  # noqa: ARG001 - the signature of Wanted
     """Say that somebody waits for each image of the batch."""
     return True
+
+
+def steps_between_checks(device: torch.device) -> int:
+    """Say how often to ask which images are finished: the answer is a wait for a GPU."""
+    return 1 if device.type == "cpu" else 4
 
 
 class Decoder(Protocol[State]):
@@ -145,10 +147,11 @@ def search(
         eos: id that ends it.
         banned: ids that are never emitted.
         wanted: says whether somebody still waits for image b, and once it said no, says no for
-            ever; asked every few steps. Whom nobody waits for may get no caption. With None the
-            search asks nothing, neither others nor the device, and always takes every step: it can
-            be recorded as a CUDA graph.
+            ever; asked after every step, on a GPU every few. Whom nobody waits for may get no
+            caption. With None the search asks nothing, neither others nor the device, and always
+            takes every step: it can be recorded as a CUDA graph.
     """
+    between = steps_between_checks(features_BRD.device)
     state = decoder.start(features_BRD, options.beam_width)
     beam = _first_beam(features_BRD, options.beam_width, bos)
     forbidden = {bos, *banned}
@@ -167,16 +170,14 @@ def search(
         penalty = (step + 1) ** options.length_penalty
         beam, trace = _advance(beam, following, attention_BKR, eos, penalty)
         traces.append(trace)
-        if wanted and _ended(beam):
+        staying = list(range(len(beam.images_B)))
+        if wanted and (step + 1) % between == 0:
+            staying = _staying(beam, wanted)
+        if not staying:
             break
         state = decoder.reorder(state, trace.parents_BK)
         if options.no_repeat_ngram_size:
             said_BKT = _go_on(said_BKT, trace)
-        if not wanted or step % STEPS_BETWEEN_CHECKS < STEPS_BETWEEN_CHECKS - 1:
-            continue
-        staying = _staying(beam, wanted)
-        if not staying:
-            break
         if len(staying) < len(beam.images_B):
             left.append(beam)
             staying_B = torch.tensor(staying, device=features_BRD.device)
@@ -271,11 +272,6 @@ def _advance(
     word_log_probs_BK = log_probs_BKN.flatten(1).gather(1, best.indices)
     parents_BK = best.indices // words_BKN.shape[-1]
     return grown, _Trace(beam.images_B, parents_BK, words_BK, word_log_probs_BK, attention_BKR)
-
-
-def _ended(beam: _Beam) -> bool:
-    """Say whether every beam is finished; on a device of its own that would be a wait."""
-    return beam.finished_BK.device.type == "cpu" and bool(beam.finished_BK.all())
 
 
 def _staying(beam: _Beam, wanted: Wanted) -> list[int]:

@@ -22,7 +22,7 @@ from torchvision.ops import stochastic_depth
 
 from app.captioner.errors import OutOfMemory
 from app.captioner.folding import folded_encoder
-from app.captioner.network import Encoder
+from app.captioner.network import Encoder, features_of
 
 _OPERATORS = 18  # the version of ONNX's operators, and of its files, that we write
 _FILES = 9
@@ -48,33 +48,35 @@ def exported_encoder(encoder: Encoder) -> Encoder:
     Raises:
         Unknown: it has layers that this module does not know.
     """
-    prepared = folded_encoder(encoder, torch.float32)
-    prepared.blocks = nn.Sequential(_Session(_written(prepared.blocks)))
-    prepared.layout = torch.contiguous_format
-    return prepared
+    return _Exported(folded_encoder(encoder, torch.float32))
 
 
-class _Session(nn.Module):
-    """What ONNX Runtime computes, on as many cores as torch may use."""
+class _Exported(Encoder):
+    """What ONNX Runtime computes, on as many cores as torch may use.
 
-    def __init__(self, model: bytes) -> None:
-        super().__init__()
-        self._model = model
+    All of it, from bytes on: helpers of torch that wait for more after a first operation of its own
+    would hold the cores while those of ONNX Runtime need them.
+    """
+
+    def __init__(self, folded: Encoder) -> None:
+        nn.Module.__init__(self)
+        self.width = folded.width
+        self._model = _written(folded)
         self._of_cores: dict[int, onnxruntime.InferenceSession] = {}
 
-    def forward(self, pixels_BCHW: Tensor) -> Tensor:
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """Turn images into features, as the encoder does of which this was made."""
         session = self._with(torch.get_num_threads())
         try:
-            return torch.cat(
-                [
-                    torch.from_numpy(session.run(None, {"pixels": piece.numpy()})[0])
-                    for piece in torch.split(pixels_BCHW, _IMAGES_AT_ONCE)
-                ]
-            )
+            pieces = [
+                session.run(None, {"images": piece.numpy()})[0]
+                for piece in torch.split(images_BCHW, _IMAGES_AT_ONCE)
+            ]
         except Exception as error:
             if _FULL in str(error):
                 raise OutOfMemory("the batch does not fit into memory") from None
             raise
+        return features_of(torch.from_numpy(np.concatenate(pieces)))
 
     def _with(self, cores: int) -> onnxruntime.InferenceSession:
         if cores not in self._of_cores:
@@ -92,15 +94,17 @@ class _Session(nn.Module):
 # --- writing it down ----------------------------------------------------------------------------
 
 
-def _written(blocks: nn.Module) -> bytes:
-    """Write an encoder down as an ONNX model from ``pixels`` to ``maps``."""
-    traced = fx.symbolic_trace(blocks)
-    writer = _Writer(traced)
-    last = writer.run("pixels")
-    writer.nodes.append(helper.make_node("Identity", [last], ["maps"]))
-    pixels = helper.make_tensor_value_info("pixels", onnx.TensorProto.FLOAT, ["B", 3, "H", "W"])
+def _written(encoder: Encoder) -> bytes:
+    """Write an encoder down as an ONNX model from ``images`` to ``maps``."""
+    writer = _Writer(fx.symbolic_trace(encoder.blocks))
+    pixels = writer.note("Cast", "images", to=onnx.TensorProto.FLOAT)
+    pixels = writer.note("Div", pixels, writer.constant(255.0))
+    pixels = writer.note("Sub", pixels, writer.constant(encoder.mean))
+    pixels = writer.note("Div", pixels, writer.constant(encoder.std))
+    writer.note_as("maps", "Identity", writer.run(pixels))
+    images = helper.make_tensor_value_info("images", onnx.TensorProto.UINT8, ["B", 3, "H", "W"])
     maps = helper.make_tensor_value_info("maps", onnx.TensorProto.FLOAT, None)
-    graph = helper.make_graph(writer.nodes, "encoder", [pixels], [maps], writer.constants)
+    graph = helper.make_graph(writer.nodes, "encoder", [images], [maps], writer.constants)
     operators = [helper.make_opsetid("", _OPERATORS)]
     model = helper.make_model(graph, opset_imports=operators, ir_version=_FILES)
     written: bytes = model.SerializeToString()
@@ -130,7 +134,10 @@ class _Writer(fx.Interpreter):
 
     def note(self, kind: str, *inputs: str, **attributes: Any) -> str:
         """Note one operation; the name of its result."""
-        name = f"n{len(self.nodes)}"
+        return self.note_as(f"n{len(self.nodes)}", kind, *inputs, **attributes)
+
+    def note_as(self, name: str, kind: str, *inputs: str, **attributes: Any) -> str:
+        """Note one operation whose result has this name."""
         self.nodes.append(helper.make_node(kind, inputs, [name], **attributes))
         return name
 

@@ -120,8 +120,6 @@ class Encoder(nn.Module):
 
     mean: Tensor
     std: Tensor
-    layout = torch.channels_last
-    """How what the blocks see lies in memory."""
 
     def __init__(self, architecture: Architecture, classifier: nn.Module | None = None) -> None:
         super().__init__()
@@ -149,10 +147,14 @@ class Encoder(nn.Module):
             ``features_BRD`` float32; R is 1 for the penultimate vector.
         """
         pixels_BCHW = (images_BCHW.to(self.mean.dtype) / 255 - self.mean) / self.std
-        pixels_BCHW = pixels_BCHW.contiguous(memory_format=self.layout)
-        maps = self.head(self.blocks(pixels_BCHW))
-        features_BRD: Tensor = maps.flatten(2).mT if maps.ndim == 4 else maps.unsqueeze(1)
-        return features_BRD
+        pixels_BCHW = pixels_BCHW.contiguous(memory_format=torch.channels_last)
+        return features_of(self.head(self.blocks(pixels_BCHW)))
+
+
+def features_of(maps: Tensor) -> Tensor:
+    """Give ``features_BRD`` of maps ``(B, D, rows, columns)`` or of vectors ``(B, D)``."""
+    features_BRD: Tensor = maps.flatten(2).mT if maps.ndim == 4 else maps.unsqueeze(1)
+    return features_BRD
 
 
 # --- decoders -----------------------------------------------------------------------------------

@@ -154,7 +154,7 @@ class Captioner:
             on_stage: told about ``encode`` and ``search``: when each began and ended, on the
                 monotonic clock.
             wanted: says whether somebody still waits for image b, and once it said no, says no for
-                ever; asked before the search and every few steps of it, on a GPU before the batch.
+                ever; asked before the search and after every step of it, on a GPU before the batch.
             alone: whether the process has nothing else to do, see `device.Cores`.
 
         Returns:

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from app.captioner.beam import SearchOptions, everybody, search
+from app.captioner.beam import SearchOptions, everybody, search, steps_between_checks
 from tiny import tiny_network
 
 PAD, BOS, EOS, UNK = range(4)
@@ -177,7 +177,7 @@ def assert_same(batch, b, alone):
 def test_a_finished_image_leaves_the_batch_with_the_caption_it_has_alone():
     table = ends_after([9, 2, 7, 3], of=9)
     together = run(table, [0, 1, 2, 3], max_words=9)
-    assert runs_of(table.batches) == [([0, 1, 2, 3], 4), ([0, 2], 4), ([0], 2)]
+    assert runs_of(table.batches) == [([0, 1, 2, 3], 3), ([0, 2, 3], 1), ([0, 2], 4), ([0], 2)]
     for image in range(4):
         assert_same(together, image, run(table, [image], max_words=9))
     assert_each_beam_paid_its_own_attention(together)
@@ -191,17 +191,22 @@ def test_an_image_that_nobody_waits_for_leaves_and_the_others_say_the_same():
         return image != 1 or len(asked) <= 3
 
     together = run(table, [0, 1, 2], max_words=13, wanted=wanted)
-    assert runs_of(table.batches) == [([0, 1, 2], 8), ([0, 2], 6)]
-    assert asked == [0, 1, 2, 0, 1, 2, 0, 2]
+    assert runs_of(table.batches) == [([0, 1, 2], 2), ([0, 2], 12)]
+    assert asked == [0, 1, 2, 0, 1, 2, *[0, 2] * 11]
     assert together.scores_BK[1].isneginf().all()
     for image in (0, 2):
         assert_same(together, image, run(table, [image], max_words=13))
 
 
+def test_a_gpu_is_asked_rarely():
+    assert steps_between_checks(torch.device("cpu")) == 1
+    assert steps_between_checks(torch.device("cuda")) == 4
+
+
 def test_a_search_that_nobody_waits_for_ends():
     table = ends_after([9, 2], of=9)
     beams = run(table, [0, 1], max_words=9, wanted=lambda image: image == 1)
-    assert len(table.batches) == 4
+    assert table.batches == [[0, 1], [1], [1]]
     assert beams.scores_BK[0].isneginf().all()
     assert words_of(beams, 1, 0)
 
