@@ -22,7 +22,7 @@ from torchvision.ops import stochastic_depth
 
 from app.captioner.errors import OutOfMemory
 from app.captioner.folding import folded_encoder
-from app.captioner.network import Encoder, features_of
+from app.captioner.network import Encoder
 
 _OPERATORS = 18  # the version of ONNX's operators, and of its files, that we write
 _FILES = 9
@@ -60,7 +60,7 @@ class _Exported(Encoder):
 
     def __init__(self, folded: Encoder) -> None:
         nn.Module.__init__(self)
-        self.width = folded.width
+        self.grid, self.width = folded.grid, folded.width
         self._model = _written(folded)
         self._of_cores: dict[int, onnxruntime.InferenceSession] = {}
 
@@ -76,7 +76,8 @@ class _Exported(Encoder):
             if _FULL in str(error):
                 raise OutOfMemory("the batch does not fit into memory") from None
             raise
-        return features_of(torch.from_numpy(np.concatenate(pieces)))
+        features = torch.from_numpy(np.concatenate(pieces))
+        return features.flatten(1, 2) if self.grid else features.unsqueeze(1)
 
     def _with(self, cores: int) -> onnxruntime.InferenceSession:
         if cores not in self._of_cores:
@@ -95,16 +96,20 @@ class _Exported(Encoder):
 
 
 def _written(encoder: Encoder) -> bytes:
-    """Write an encoder down as an ONNX model from ``images`` to ``maps``."""
+    """Write an encoder down as an ONNX model from ``images`` to ``features``."""
     writer = _Writer(fx.symbolic_trace(encoder.blocks))
     pixels = writer.note("Cast", "images", to=onnx.TensorProto.FLOAT)
     pixels = writer.note("Div", pixels, writer.constant(255.0))
     pixels = writer.note("Sub", pixels, writer.constant(encoder.mean))
     pixels = writer.note("Div", pixels, writer.constant(encoder.std))
-    writer.note_as("maps", "Identity", writer.run(pixels))
+    maps = writer.run(pixels)
+    if encoder.grid:
+        writer.note_as("features", "Transpose", maps, perm=(0, 2, 3, 1))
+    else:
+        writer.note_as("features", "Identity", maps)
     images = helper.make_tensor_value_info("images", onnx.TensorProto.UINT8, ["B", 3, "H", "W"])
-    maps = helper.make_tensor_value_info("maps", onnx.TensorProto.FLOAT, None)
-    graph = helper.make_graph(writer.nodes, "encoder", [images], [maps], writer.constants)
+    features = helper.make_tensor_value_info("features", onnx.TensorProto.FLOAT, None)
+    graph = helper.make_graph(writer.nodes, "encoder", [images], [features], writer.constants)
     operators = [helper.make_opsetid("", _OPERATORS)]
     model = helper.make_model(graph, opset_imports=operators, ir_version=_FILES)
     written: bytes = model.SerializeToString()

@@ -125,10 +125,10 @@ class Encoder(nn.Module):
         super().__init__()
         spec = ENCODERS[architecture.encoder]
         net = classifier or models.get_model(architecture.encoder, weights=None)
-        grid = architecture.features == "grid"
-        self.width = spec.grid_width if grid else spec.vector_width
+        self.grid = architecture.features == "grid"
+        self.width = spec.grid_width if self.grid else spec.vector_width
         self.blocks = nn.Sequential(*spec.blocks(net))
-        self.head = nn.Sequential() if grid else nn.Sequential(*spec.head(net))
+        self.head = nn.Sequential() if self.grid else nn.Sequential(*spec.head(net))
         self._buffer("mean", architecture.mean)
         self._buffer("std", architecture.std)
 
@@ -148,13 +148,9 @@ class Encoder(nn.Module):
         """
         pixels_BCHW = (images_BCHW.to(self.mean.dtype) / 255 - self.mean) / self.std
         pixels_BCHW = pixels_BCHW.contiguous(memory_format=torch.channels_last)
-        return features_of(self.head(self.blocks(pixels_BCHW)))
-
-
-def features_of(maps: Tensor) -> Tensor:
-    """Give ``features_BRD`` of maps ``(B, D, rows, columns)`` or of vectors ``(B, D)``."""
-    features_BRD: Tensor = maps.flatten(2).mT if maps.ndim == 4 else maps.unsqueeze(1)
-    return features_BRD
+        maps = self.head(self.blocks(pixels_BCHW))
+        features_BRD: Tensor = maps.flatten(2).mT if self.grid else maps.unsqueeze(1)
+        return features_BRD
 
 
 # --- decoders -----------------------------------------------------------------------------------
