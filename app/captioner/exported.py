@@ -232,6 +232,15 @@ def _plain(kind: str) -> Callable[..., str]:
     return lambda writer, maps, layer: writer.note(kind, maps)  # noqa: ARG005
 
 
+def _of_two(kind: str) -> Callable[..., str]:
+    def written(writer: _Writer, one: Any, other: Any) -> str:
+        if not (isinstance(one, str) and isinstance(other, str)):  # a number, not maps
+            raise Unknown(kind)
+        return writer.note(kind, one, other)
+
+    return written
+
+
 _LAYERS: dict[type[nn.Module], Callable[..., str]] = {
     nn.Conv2d: _convolution,
     nn.Linear: _linear,
@@ -247,7 +256,7 @@ _LAYERS: dict[type[nn.Module], Callable[..., str]] = {
     nn.Hardswish: _plain("HardSwish"),
 }
 _FUNCTIONS: dict[Any, Callable[..., str]] = {
-    operator.add: lambda writer, one, other: writer.note("Add", one, other),
-    operator.mul: lambda writer, one, other: writer.note("Mul", one, other),
+    operator.add: _of_two("Add"),
+    operator.mul: _of_two("Mul"),
     stochastic_depth: _as_it_is,
 }
