@@ -190,7 +190,7 @@ def _first_beam(features_BRD: Tensor, width: int, bos: int) -> _Beam:
     """Beam 0 holds BOS; the others hold nothing, so that no caption is found twice."""
     size = (features_BRD.shape[0], width)
     log_probs = torch.full(size, -torch.inf, device=features_BRD.device)
-    log_probs[:, 0] = 0.0
+    log_probs[:, 0].zero_()
     words = torch.full(size, bos, dtype=torch.long, device=features_BRD.device)
     return _Beam(
         torch.arange(len(words), device=words.device),
@@ -205,7 +205,7 @@ def _barred(logits_BKV: Tensor, words: Iterable[int]) -> Tensor:
     """Give what to add to word scores so that these words are impossible."""
     barred_V = torch.zeros_like(logits_BKV[0, 0])
     for word in words:
-        barred_V[word] = -torch.inf
+        barred_V[word].fill_(-torch.inf)  # `=` would copy a number from the host
     return barred_V
 
 
@@ -218,7 +218,9 @@ def _block_repeats(logits_BKV: Tensor, said_BKT: Tensor, size: int) -> None:
         return
     earlier_BKWS = said_BKT.unfold(-1, size, 1)
     begun_BKW = (earlier_BKWS[..., :-1] == said_BKT[..., None, 1 - size :]).all(-1)
-    logits_BKV.scatter_add_(-1, earlier_BKWS[..., -1], torch.where(begun_BKW, -torch.inf, 0.0))
+    barred_BKW = torch.zeros_like(begun_BKW, dtype=logits_BKV.dtype)
+    barred_BKW.masked_fill_(begun_BKW, -torch.inf)
+    logits_BKV.scatter_add_(-1, earlier_BKWS[..., -1], barred_BKW)
 
 
 def _go_on(said_BKT: Tensor, trace: "_Trace") -> Tensor:

@@ -6,6 +6,8 @@ from functools import partial
 import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from app.captioner import beam, recorded
 from app.captioner.beam import SearchOptions
@@ -52,14 +54,31 @@ def imagined(decoder):
     return network
 
 
+class TensorsOfTheHost(TorchDispatchMode):
+    """Note every operation that reads or makes one, as ``tensor[0] = 1.0`` does."""
+
+    def __init__(self):
+        super().__init__()
+        self.met = []
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        made = operation(*args, **(kwargs or {}))
+        tensors = [t for t in tree_leaves((args, kwargs, made)) if isinstance(t, torch.Tensor)]
+        if any(tensor.device.type == "cpu" for tensor in tensors):
+            self.met.append(str(operation))
+        return made
+
+
 @pytest.mark.parametrize("decoder", ["merge", "inject", "attention"])
 def test_nothing_on_the_way_asks_the_device_or_leaves_it(decoder):
     """What a CUDA graph cannot hold: a value the host looks at, a tensor of the host."""
     with FakeTensorMode(), torch.inference_mode():
         network = imagined(decoder)
         images = torch.zeros(2, 3, 64, 64, dtype=torch.uint8, device="cuda")
-        features = network.encoder(images)
-        beams = search(network.decoder, features, None)
+        with TensorsOfTheHost() as of_the_host:
+            features = network.encoder(images)
+            beams = search(network.decoder, features, None)
+        assert of_the_host.met == []
         assert {part.device.type for part in beams if part is not None} == {"cuda"}
         assert beams.words_BKT.shape == (2, OPTIONS.beam_width, OPTIONS.max_words + 1)
         with pytest.raises(DataDependentOutputException):
