@@ -387,4 +387,4 @@ def _on_its_own(caption: "Caption") -> "Caption":
 
 
 def _word_on_its_own(word: "Word") -> "Word":
-    return word if word.attention is None else replace(word, attention=word.attention.copy())
+    return word if word.attention is None else word._replace(attention=word.attention.copy())

@@ -4,6 +4,7 @@ B images, K beams, T steps, R regions
 """
 
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
@@ -14,8 +15,7 @@ from app.captioner.beam import Beams
 from app.captioner.vocabulary import Vocabulary
 
 
-@dataclass(frozen=True)
-class Word:
+class Word(NamedTuple):
     """One word of a caption.
 
     Attributes:
@@ -87,20 +87,18 @@ def told(found: Found, vocabulary: Vocabulary) -> list[tuple[Caption, ...]]:
 
 
 def _caption(found: Found, vocabulary: Vocabulary, b: int, k: int) -> Caption:
-    words = tuple(_word(found, vocabulary, b, k, t) for t in range(found.lengths_BK[b, k]))
-    return Caption(
-        " ".join(word.text for word in words),
-        float(found.log_probs_BK[b, k]),
-        float(found.scores_BK[b, k]),
-        words,
-    )
+    length = int(found.lengths_BK[b, k])
+    texts = vocabulary.decode(found.words_BKT[b, k, :length].tolist())
+    log_probs = found.word_log_probs_BKT[b, k, :length].tolist()
+    looked: Sequence[Iterable[Any]] = ()
+    if found.attention_BKTR is not None:
+        looked = _looked(found.attention_BKTR[b, k, :length])
+    words = tuple(map(Word, texts, log_probs, *looked))
+    log_prob, score = float(found.log_probs_BK[b, k]), float(found.scores_BK[b, k])
+    return Caption(" ".join(texts), log_prob, score, words)
 
 
-def _word(found: Found, vocabulary: Vocabulary, b: int, k: int, t: int) -> Word:
-    (text,) = vocabulary.decode([int(found.words_BKT[b, k, t])])
-    log_prob = float(found.word_log_probs_BKT[b, k, t])
-    if found.attention_BKTR is None:
-        return Word(text, log_prob)
-    *_, sentinel = attention_R = found.attention_BKTR[b, k, t]
-    side = math.isqrt(len(attention_R) - 1)
-    return Word(text, log_prob, attention_R[:-1].reshape(side, side), float(sentinel))
+def _looked(attention_TR: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], list[float]]:
+    """Give the regions of each word as a square, and its sentinel, which comes last."""
+    side = math.isqrt(attention_TR.shape[1] - 1)
+    return attention_TR[:, :-1].reshape(-1, side, side), attention_TR[:, -1].tolist()
