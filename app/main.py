@@ -120,7 +120,9 @@ def _load_captioner(settings: Settings, *, apart: bool) -> "Captioner":
         return Captioner.load_in_lanes(
             directory, precision=precision, cores=cores, most_images=settings.max_batch
         )
-    return Captioner.load(directory, device=device, precision=precision, cores=cores)
+    return Captioner.load(
+        directory, device=device, precision=precision, cores=cores, nvjpeg=settings.nvjpeg
+    )
 
 
 def _cores(settings: Settings) -> int:

@@ -15,10 +15,10 @@ import result
 from servers import (
     ENGINES,
     TROUBLE,
-    Conditions,
     Contender,
     Server,
     Unavailable,
+    conditions_of,
     contenders_of,
     installed,
     serving,
@@ -110,9 +110,7 @@ def main() -> None:
     args = _arguments()
     stop_servers_when_ended()
     photos = load.photos(args.photos, args.size)
-    conditions = Conditions(
-        args.checkpoint, args.threads, args.deadline_s, args.start_s, args.cache, args.precision
-    )
+    conditions = conditions_of(args, args.deadline_s)
     contenders = contenders_of(args.peers, [args.engine])
     versions, reasons = installed(contenders, conditions)
     rows: dict[tuple[Contender, float], tuple[float, Row]] = {}

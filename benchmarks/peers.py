@@ -23,13 +23,12 @@ from meter import Meter
 from plain import PlainCaptioner
 from servers import (
     ENGINES,
-    MAX_BATCH,
     OURS,
     TROUBLE,
-    Conditions,
     Contender,
     Server,
     check_captions,
+    conditions_of,
     contenders_of,
     installed,
     serving,
@@ -38,18 +37,21 @@ from servers import (
     tell,
 )
 
+_TOLD = ("device", "threads", "decoders", "batch", "precision", "rounds", "seconds")
 Row = dict[str, float]
 Key = tuple[str, str, int, int]  # server, engine, long side in px, concurrency
 
 
-def expected_captions(checkpoint: Path, photos: Sequence[bytes], precision: Precision) -> list[str]:
+def expected_captions(
+    checkpoint: Path, photos: Sequence[bytes], precision: Precision, device: str
+) -> list[str]:
     """Caption photos with both engines.
 
     Raises:
         SystemExit: they do not say the same, so nothing can be compared.
     """
-    ours = Captioner.load(checkpoint, precision=precision)
-    plain = PlainCaptioner.load(checkpoint)
+    ours = Captioner.load(checkpoint, precision=precision, device=device)
+    plain = PlainCaptioner.load(checkpoint, device)
     said = []
     for photo in photos:
         best = ours.caption([ours.read(photo, max_pixels=100_000_000)])[0][0].text
@@ -62,10 +64,11 @@ def expected_captions(checkpoint: Path, photos: Sequence[bytes], precision: Prec
 
 def ceilings(args: argparse.Namespace, photos: dict[int, list[bytes]]) -> dict[int, float]:
     """Measure images a second of the whole pipeline without a server, by size."""
-    captioner = Captioner.load(args.checkpoint, precision=args.precision)
-    captioner.warm_up([MAX_BATCH])
+    captioner = Captioner.load(args.checkpoint, precision=args.precision, device=args.device)
+    captioner.warm_up([args.batch])
     return {
-        size: whole_per_s(captioner, each, MAX_BATCH, args.seconds) for size, each in photos.items()
+        size: whole_per_s(captioner, each, args.batch, args.seconds)
+        for size, each in photos.items()
     }
 
 
@@ -93,12 +96,10 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     photos = {size: load.photos(args.photos, size) for size in args.sizes}
     expected = {
-        size: expected_captions(args.checkpoint, each, args.precision)
+        size: expected_captions(args.checkpoint, each, args.precision, args.device)
         for size, each in photos.items()
     }
-    conditions = Conditions(
-        args.checkpoint, args.threads, args.timeout_s, args.start_s, args.cache, args.precision
-    )
+    conditions = conditions_of(args, args.timeout_s)
     contenders = contenders_of(args.peers, args.engines)
     versions, reasons = installed(contenders, conditions)
     rows: dict[Key, list[Row]] = defaultdict(list)
@@ -122,7 +123,7 @@ def main() -> None:
     medians = summed_up(rows, ceiling)
     line = {
         "benchmark": "peers",
-        **{name: getattr(args, name) for name in ("threads", "precision", "rounds", "seconds")},
+        **{name: getattr(args, name) for name in _TOLD},
         "load": load.generator(),
         "versions": versions,
         "ceiling_per_s": ceiling,
@@ -181,11 +182,13 @@ def _table(
     ceiling: dict[int, float],
     reasons: dict[Contender, str],
 ) -> list[str]:
-    about = f"{args.threads} threads, {args.precision}, {args.rounds} rounds of {args.seconds:g} s"
+    device = torch.cuda.get_device_name(args.device) if args.device != "cpu" else "CPU"
+    about = f"{device}, {args.threads} threads, {args.decoders} decoders"
+    about += f", {args.precision}, {args.rounds} rounds of {args.seconds:g} s"
     table = [f"medians; {about}; load from {load.generator()}; CPU s is per request"]
     for size, per_s in ceiling.items():
         table.append(
-            f"ceiling at {size} px: {per_s:.2f} photos/s without a server, batches of {MAX_BATCH}"
+            f"ceiling at {size} px: {per_s:.2f} photos/s without a server, batches of {args.batch}"
         )
     names = "".join(load.heading(title, form) for title, form in COLUMNS.values())
     table.append(f"{'server':<16}{'engine':<10}{'px':>6}{'at once':>8}{names}")

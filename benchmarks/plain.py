@@ -109,10 +109,15 @@ class PlainCaptioner:
         manifest: ``manifest.json``, read.
         weights: the tensors of ``weights.safetensors``.
         vocabulary: the words, in order of their ids.
+        device: of torch.
     """
 
     def __init__(
-        self, manifest: dict[str, Any], weights: dict[str, Tensor], vocabulary: list[str]
+        self,
+        manifest: dict[str, Any],
+        weights: dict[str, Tensor],
+        vocabulary: list[str],
+        device: str,
     ) -> None:
         about = manifest["architecture"]
         geometry = manifest["image"]
@@ -143,14 +148,15 @@ class PlainCaptioner:
         for name, module in (("encoder.", self.encoder), ("decoder.", self.decoder)):
             mine = {k.removeprefix(name): v for k, v in weights.items() if k.startswith(name)}
             module.load_state_dict(mine)  # copies half precision into single
-            module.eval()
+            module.eval().to(device)
+        self.device = device
 
     @classmethod
-    def load(cls, directory: Path) -> Self:
+    def load(cls, directory: Path, device: str = "cpu") -> Self:
         """Read a directory of the model store."""
         manifest = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
         words = json.loads((directory / "vocabulary.json").read_text(encoding="utf-8"))["words"]
-        return cls(manifest, load_file(directory / "weights.safetensors"), words)
+        return cls(manifest, load_file(directory / "weights.safetensors"), words, device)
 
     def read(self, data: bytes) -> Tensor:
         """Turn the bytes of a file into a uint8 square."""
@@ -159,7 +165,7 @@ class PlainCaptioner:
     @torch.inference_mode()
     def caption(self, images: list[Tensor]) -> list[str]:
         """Say the best caption of each image of a batch."""
-        features_BRD = self.encoder(self.normalise(torch.stack(images)))
+        features_BRD = self.encoder(self.normalise(torch.stack(images).to(self.device)))
         return [
             " ".join(self.vocabulary[word - SPECIAL_WORDS] for word in words)
             for words in self._search(features_BRD)
@@ -170,12 +176,13 @@ class PlainCaptioner:
         B, K = len(features_BRD), self.options["beam_width"]
         most, alpha = self.options["max_words"], self.options["length_penalty"]
         seen = tuple(part.repeat_interleave(K, 0) for part in self.decoder.look(features_BRD))
-        hidden = cell = torch.zeros(B * K, self.decoder.hidden_width)
-        totals = torch.full((B, K), -torch.inf)
+        device = features_BRD.device
+        hidden = cell = torch.zeros(B * K, self.decoder.hidden_width, device=device)
+        totals = torch.full((B, K), -torch.inf, device=device)
         totals[:, 0] = 0
-        steps = torch.zeros(B, K)
-        done = torch.zeros(B, K, dtype=torch.bool)
-        words = torch.full((B, K), BOS)
+        steps = torch.zeros(B, K, device=device)
+        done = torch.zeros(B, K, dtype=torch.bool, device=device)
+        words = torch.full((B, K), BOS, device=device)
         said: list[list[list[int]]] = [[[] for _ in range(K)] for _ in range(B)]
         for step in range(most + 1):
             logits, hidden, cell = self.decoder(words.flatten(), hidden, cell, seen)
@@ -193,7 +200,7 @@ class PlainCaptioner:
             said = _extend(said, parents.tolist(), words.tolist())
             if done.all():
                 break
-            rows = (parents + K * torch.arange(B).unsqueeze(-1)).flatten()
+            rows = (parents + K * torch.arange(B, device=device).unsqueeze(-1)).flatten()
             hidden, cell = hidden[rows], cell[rows]
         return [beams[0] for beams in said]
 

@@ -104,6 +104,9 @@ class Conditions(NamedTuple):
         start_s: how long a server may take until it answers.
         cache: holds the environments of the peers.
         precision: of our `Captioner`, whoever serves it.
+        device: of torch.
+        batch: most images that go through the network together.
+        decoders: threads or processes that decode, where a server has such.
     """
 
     checkpoint: Path
@@ -112,6 +115,9 @@ class Conditions(NamedTuple):
     start_s: float
     cache: Path
     precision: str
+    device: str = "cpu"
+    batch: int = MAX_BATCH
+    decoders: int = 2
 
 
 # --- environments -------------------------------------------------------------------------------
@@ -224,10 +230,11 @@ def _environment(
     ours = {
         "CAPTION_PORT": port,
         "CAPTION_CHECKPOINT": conditions.checkpoint,
-        "CAPTION_DEVICE": "cpu",
+        "CAPTION_DEVICE": conditions.device,
+        "CAPTION_DECODE_THREADS": conditions.decoders,
         "CAPTION_PRECISION": conditions.precision,
         "CAPTION_TORCH_THREADS": conditions.threads,
-        "CAPTION_MAX_BATCH": MAX_BATCH,
+        "CAPTION_MAX_BATCH": conditions.batch,
         "CAPTION_DEADLINE_S": conditions.timeout_s,
         "CAPTION_BODY_TIMEOUT_S": min(conditions.timeout_s, 20.0),
         "CAPTION_DRAIN_DELAY_S": 0,
@@ -235,6 +242,9 @@ def _environment(
     theirs = {
         "BENCH_ENGINE": contender.engine,
         "BENCH_PORT": port,
+        "BENCH_DEVICE": conditions.device,
+        "BENCH_BATCH": conditions.batch,
+        "BENCH_DECODERS": conditions.decoders,
         "BENCH_CHECKPOINT": conditions.checkpoint,
         "BENCH_THREADS": conditions.threads,
         "BENCH_TIMEOUT_S": conditions.timeout_s,
@@ -320,6 +330,21 @@ def check_captions(server: Server, photos: Sequence[bytes], expected: Sequence[s
 # --- what every comparison shares ---------------------------------------------------------------
 
 
+def conditions_of(args: argparse.Namespace, timeout_s: float) -> Conditions:
+    """Read from `shared_arguments` what is the same for every server."""
+    return Conditions(
+        args.checkpoint,
+        args.threads,
+        timeout_s,
+        args.start_s,
+        args.cache,
+        args.precision,
+        args.device,
+        args.batch,
+        args.decoders,
+    )
+
+
 def contenders_of(peers: Sequence[str], engines: Sequence[str]) -> list[Contender]:
     """Put our service in front of each chosen peer with each chosen engine."""
     theirs = [Contender(peer, engine) for peer in peers for engine in engines]
@@ -358,6 +383,9 @@ def shared_arguments(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--peers", nargs="*", choices=list(PEERS), default=list(PEERS))
     parser.add_argument("--checkpoint", type=absolute, default=PROJECT_ROOT / Settings().checkpoint)
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of torch")
+    parser.add_argument("--device", default="cpu", help="of torch: cpu or cuda")
+    parser.add_argument("--batch", type=int, default=MAX_BATCH, help="of every server, at most")
+    parser.add_argument("--decoders", type=int, default=2, help="threads or processes that decode")
     parser.add_argument("--start-s", type=float, default=300, help="until a server answers")
     add_precision(parser)
     result.add_output(parser)

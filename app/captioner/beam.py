@@ -235,7 +235,10 @@ def _following(logits_BKV: Tensor, eos: int, step: int, options: SearchOptions) 
     The K best continuations of an image are among the K best of each of its beams, so the other
     words are only counted, in the softmax's denominator.
     """
-    whole_BK1 = logits_BKV.logsumexp(-1, keepdim=True)
+    if logits_BKV.is_cuda:  # one kernel in place of seven
+        logits_BKV, whole_BK1 = logits_BKV.log_softmax(-1), logits_BKV.new_zeros(())
+    else:
+        whole_BK1 = logits_BKV.logsumexp(-1, keepdim=True)
     if step == options.max_words:
         return _only_end(logits_BKV[..., eos : eos + 1] - whole_BK1, eos)
     best = logits_BKV.topk(min(options.beam_width, logits_BKV.shape[-1]))

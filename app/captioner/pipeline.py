@@ -50,6 +50,10 @@ class Captioner:
             torch's threads stays the caller's business.
         lanes: where batches run that have one core, if not in this process; they have loaded the
             same checkpoint. They are as many as the cores, eight at most.
+        nvjpeg: whether a GPU decodes the JPEGs as well.
+
+    Raises:
+        CheckpointError: the device lacks the precision, or nvJPEG.
     """
 
     def __init__(
@@ -61,6 +65,7 @@ class Captioner:
         precision: Precision = "float32",
         cores: int | None = None,
         lanes: Lanes | None = None,
+        nvjpeg: bool = False,
     ) -> None:
         self.device = torch.device(device)
         on_cpu = self.device.type == "cpu"
@@ -72,6 +77,7 @@ class Captioner:
         self._geometry = loaded.manifest.image
         self._precision = precision
         self._lanes = lanes
+        self._jpegs_on = _with_nvjpeg(self.device) if nvjpeg else None
         self._recorder: recorded.Recorder | None = None
         if self.device.type == "cuda":
             search = partial(self._search, wanted=None)
@@ -85,14 +91,21 @@ class Captioner:
         device: str = "cpu",
         precision: Precision = "float32",
         cores: int | None = None,
+        nvjpeg: bool = False,
     ) -> Self:
         """Load and verify a directory of the model store.
 
         Raises:
-            CheckpointError: the directory cannot be trusted, or the CPU lacks the precision.
+            CheckpointError: the directory cannot be trusted, or the device lacks something.
         """
-        loaded = checkpoint.load(directory)
-        return cls(loaded, device=device, directory=directory, precision=precision, cores=cores)
+        return cls(
+            checkpoint.load(directory),
+            device=device,
+            directory=directory,
+            precision=precision,
+            cores=cores,
+            nvjpeg=nvjpeg,
+        )
 
     @classmethod
     def load_in_lanes(
@@ -136,8 +149,10 @@ class Captioner:
             ImageError: the upload is at fault; its subclass says how.
         """
         size_px = self._geometry.size_px
-        image_CHW = image.decode(data, at_least_px=size_px, max_pixels=max_pixels)
-        return image.fit(image_CHW, size_px=size_px, how=self._geometry.fit)
+        image_CHW = image.decode(
+            data, at_least_px=size_px, max_pixels=max_pixels, gpu=self._jpegs_on
+        )
+        return image.fit(image_CHW, size_px=size_px, how=self._geometry.fit).cpu()
 
     def caption(
         self,
@@ -300,6 +315,16 @@ def fastest_precision(device: str) -> Precision:
         return "bfloat16" if native else "float32"
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()  # noqa: SLF001
     return "bfloat16" if native and fused.available() else "float32"
+
+
+def _with_nvjpeg(gpu: torch.device) -> torch.device | None:
+    if gpu.type != "cuda":
+        return None
+    try:
+        image.check_nvjpeg(gpu)
+    except (RuntimeError, ImportError) as error:
+        raise CheckpointError(f"this GPU decodes no JPEGs: {error}") from None
+    return gpu
 
 
 def _prepared(network: Network, precision: Precision) -> Network:

@@ -1,8 +1,9 @@
 """What each peer serves: the same checkpoint, in plain torch or with our `Captioner`.
 
-The environment says which: BENCH_ENGINE, BENCH_CHECKPOINT, BENCH_PORT, BENCH_THREADS and
-BENCH_TIMEOUT_S, the seconds after which a peer that can may give a request up; BENCH_PRECISION is
-our `Captioner`'s.
+The environment says which: BENCH_ENGINE, BENCH_CHECKPOINT, BENCH_DEVICE, BENCH_PORT, BENCH_THREADS
+of torch, BENCH_BATCH, how many images go together at most, BENCH_DECODERS, how many processes a
+peer that can may decode in, and BENCH_TIMEOUT_S, the seconds after which a peer that can may give a
+request up; BENCH_PRECISION is our `Captioner`'s.
 """
 
 import json
@@ -19,8 +20,10 @@ from torch import Tensor
 sys.path[:0] = map(str, Path(__file__).resolve().parents[1:3])
 
 PORT = int(os.environ.get("BENCH_PORT", "18400"))
+DEVICE = os.environ.get("BENCH_DEVICE", "cpu")
+DECODERS = int(os.environ.get("BENCH_DECODERS", "2"))
 TIMEOUT_S = float(os.environ.get("BENCH_TIMEOUT_S", "30"))
-MAX_BATCH = 8
+MAX_BATCH = int(os.environ.get("BENCH_BATCH", "8"))
 WAIT_S = 0.01
 
 
@@ -44,7 +47,8 @@ class Ours:
     def __init__(self) -> None:
         from app.captioner.pipeline import Captioner  # noqa: PLC0415 - the plain engine needs none
 
-        self._captioner = Captioner.load(CHECKPOINT, precision=os.environ["BENCH_PRECISION"])
+        precision = os.environ["BENCH_PRECISION"]
+        self._captioner = Captioner.load(CHECKPOINT, device=DEVICE, precision=precision)
 
     def read(self, data: bytes) -> Tensor:
         """Turn the bytes of a photo into the network's square."""
@@ -62,7 +66,7 @@ def load_engine() -> Engine:
         return Ours()
     from plain import PlainCaptioner  # noqa: PLC0415
 
-    return PlainCaptioner.load(CHECKPOINT)
+    return PlainCaptioner.load(CHECKPOINT, DEVICE)
 
 
 def load_reader() -> Callable[[bytes], Tensor]:

@@ -1,7 +1,7 @@
 """LitServe: one worker, which decodes and captions batches."""
 
 import litserve
-from engine import MAX_BATCH, PORT, TIMEOUT_S, WAIT_S, load_engine
+from engine import DEVICE, MAX_BATCH, PORT, TIMEOUT_S, WAIT_S, load_engine
 from fastapi import Request
 from torch import Tensor
 
@@ -36,5 +36,7 @@ class CaptionAPI(litserve.LitAPI):
 
 if __name__ == "__main__":
     api = CaptionAPI(max_batch_size=MAX_BATCH, batch_timeout=WAIT_S)
-    server = litserve.LitServer(api, accelerator="cpu", workers_per_device=1, timeout=TIMEOUT_S)
+    server = litserve.LitServer(
+        api, accelerator=DEVICE, devices=1, workers_per_device=1, timeout=TIMEOUT_S
+    )
     server.run(host="127.0.0.1", port=PORT, generate_client_file=False)

@@ -1,12 +1,10 @@
-"""Mosec: two processes decode, one captions batches."""
+"""Mosec: some processes decode, one captions batches."""
 
 from typing import Any
 
-from engine import MAX_BATCH, WAIT_S, load_engine, load_reader
+from engine import DECODERS, MAX_BATCH, WAIT_S, load_engine, load_reader
 from mosec import Server, Worker
 from torch import Tensor
-
-DECODERS = 2
 
 
 class Decode(Worker):
