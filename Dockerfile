@@ -8,6 +8,8 @@ ARG TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu
 # Extras of pyproject.toml that the image shall have, such as otel; several are separated by spaces.
 ARG EXTRAS=""
 WORKDIR /build
+# For app/captioner/steps.c; the compiler stays here.
+RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev
 COPY pyproject.toml ./
 # Two environments: pip lives in the one that stays here.
 ENV PIP_CACHE_DIR=/var/cache/pip
@@ -29,6 +31,7 @@ COPY trainer trainer
 COPY model_store /model_store
 RUN --mount=type=cache,target=/var/cache/pip \
     ${PIP} --no-deps --target /app . \
+ && ls /app/app/captioner/steps.*.so \
  && python3 ${COMPILE} /app \
  && chmod -R a+rX /app /model_store
 

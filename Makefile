@@ -2,6 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PROJECT := pyproject.toml app/captioner/steps.c
+# setuptools warns that it might one day read pyproject.toml in another way
+INSTALL := PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --editable
 ARGS ?=
 IMAGE ?= caption-service
 
@@ -14,20 +17,20 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 
-$(VENV)/.serve: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable .
+$(VENV)/.serve: $(PROJECT) | $(BIN)/python
+	$(INSTALL) .
 	@touch $@
 
-$(VENV)/.train: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable '.[train]'
+$(VENV)/.train: $(PROJECT) | $(BIN)/python
+	$(INSTALL) '.[train]'
 	@touch $@
 
-$(VENV)/.dev: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable '.[train,dev]'
+$(VENV)/.dev: $(PROJECT) | $(BIN)/python
+	$(INSTALL) '.[train,dev]'
 	@touch $@
 
-$(VENV)/.bench: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable '.[bench]'
+$(VENV)/.bench: $(PROJECT) | $(BIN)/python
+	$(INSTALL) '.[bench]'
 	@touch $@
 
 serve: $(VENV)/.serve  ## install and start the service with the shipped checkpoint

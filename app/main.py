@@ -105,6 +105,7 @@ def load_captioner_apart(settings: Settings) -> "Captioner":
 def _load_captioner(settings: Settings, *, apart: bool) -> "Captioner":
     import torch  # noqa: PLC0415 - seconds of import, paid in an inference thread
 
+    from app.captioner import compiled  # noqa: PLC0415
     from app.captioner.pipeline import Captioner, fastest_precision  # noqa: PLC0415
 
     cores = _cores(settings)
@@ -115,6 +116,8 @@ def _load_captioner(settings: Settings, *, apart: bool) -> "Captioner":
     precision = settings.precision
     if precision == "auto":
         precision = fastest_precision(device)
+    if device == "cpu" and not compiled.available():
+        log.warning("search_not_compiled", reason="the installation found no C compiler")
     directory = settings.checkpoint_directory()
     if apart and device == "cpu":
         return Captioner.load_in_lanes(

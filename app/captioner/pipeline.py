@@ -8,12 +8,12 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from app.captioner import beam, checkpoint, fused, image, recorded
+from app.captioner import beam, checkpoint, compiled, fused, image, recorded
 from app.captioner import captions as captions_
 from app.captioner import device as device_
 from app.captioner.captions import Caption, Findings, Found
@@ -30,6 +30,8 @@ GOLDEN_TOLERANCE_BFLOAT16 = 0.5
 """In nats, of a whole caption. On dev images rounding moves a caption by .06 in the mean."""
 _GPU_LANES = 2
 """One batch is copied over while the other is at work."""
+
+_MARKS: dict[str, Any] = {"bos": BOS, "eos": EOS, "banned": (PAD, UNK)}
 
 OnStage = Callable[[str, float, float], None]
 
@@ -247,15 +249,10 @@ class Captioner:
         return captions_.told(found, self.vocabulary)
 
     def _search(self, features_BRD: Tensor, *, wanted: beam.Wanted | None) -> beam.Beams:
-        return beam.search(
-            self.network.decoder,
-            features_BRD,
-            self.manifest.search,
-            bos=BOS,
-            eos=EOS,
-            banned=(PAD, UNK),
-            wanted=wanted,
-        )
+        decoder, options = self.network.decoder, self.manifest.search
+        if wanted is not None and compiled.suits(decoder, options):
+            return compiled.search(decoder, features_BRD, options, **_MARKS, wanted=wanted)
+        return beam.search(decoder, features_BRD, options, **_MARKS, wanted=wanted)
 
     def warm_up(self, batch_sizes: Iterable[int]) -> None:
         """Run each batch size once, with all cores and with one: no user pays for first times."""
