@@ -22,7 +22,7 @@ def tiny_network(
     decoder: str = "attention", *, encoder: str = "mobilenet_v2", **changes
 ) -> Network:
     torch.manual_seed(0)
-    fields = {"features": "grid", "embedding_width": 16, "hidden_width": 32, **changes}
+    fields = {"features": "grid", "embedding_width": 16, "hidden_width": 16, **changes}
     words = len(Vocabulary(WORDS))
     network = Network(Architecture(encoder=encoder, decoder=decoder, words=words, **fields))
     with torch.no_grad():  # random weights say nothing: make words differ and captions end
