@@ -125,7 +125,6 @@ class MicroBatcher(Generic[In, Out]):
             for item n of the list; once nobody does, nobody ever will, and its answer is not read.
         max_batch: Most items in one call of ``run``.
         max_queue: Most items that wait.
-        least_beside: Fewest items worth a batch beside another; fewer wait for its end.
         max_queue_bytes: Most bytes that wait, as ``weigh`` tells.
         weigh: Gives the bytes of an item.
         watcher: Told about dispatches and callers who left.
@@ -139,7 +138,6 @@ class MicroBatcher(Generic[In, Out]):
         *,
         max_batch: int,
         max_queue: int,
-        least_beside: int = 1,
         max_queue_bytes: float = math.inf,
         weigh: Callable[[In], int] = lambda _: 0,
         watcher: Watcher | None = None,
@@ -148,7 +146,7 @@ class MicroBatcher(Generic[In, Out]):
         self._run = run
         self._ceiling = Ceiling(max_batch)
         self._max_queue = max_queue
-        self._least_beside = least_beside
+        self._least_beside = 1
         self._max_queue_bytes = max_queue_bytes
         self._weigh = weigh
         self._watcher = watcher
@@ -183,12 +181,14 @@ class MicroBatcher(Generic[In, Out]):
         """Whether more items than those that wait or are under way may begin any moment."""
         return self._coming > 0 or self._company.away
 
-    def start(self, lanes: int = 1) -> None:
+    def start(self, lanes: int = 1, *, least_beside: int = 1) -> None:
         """Begin to run batches, so many side by side. Items submitted earlier have waited for it.
 
         Args:
             lanes: Calls of ``run`` under way at the same time, at most.
+            least_beside: Fewest items worth a batch beside another; fewer wait for its end.
         """
+        self._least_beside = least_beside
         for number in range(lanes):
             lane = asyncio.create_task(self._work(), name=f"micro-batcher-{number}")
             lane.add_done_callback(self._supervise)

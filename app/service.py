@@ -96,7 +96,6 @@ class CaptionService:
             self._run_batch,
             max_batch=settings.max_batch,
             max_queue=settings.max_queue,
-            least_beside=max(1, settings.max_batch // 2),
             max_queue_bytes=settings.max_queue_bytes,
             weigh=lambda image: image.nbytes,
             watcher=telemetry,
@@ -323,7 +322,9 @@ class CaptionService:
         await self._in_inference_thread(partial(captioner.warm_up, self._batch_sizes()))
         await self._in_inference_thread(captioner.check_golden)
         self._telemetry.checkpoint.info(_identity(captioner))
-        self._batcher.start(min(captioner.lanes, MOST_LANES))
+        half = max(1, self._settings.max_batch // 2)
+        beside = half if captioner.batches_cost_alike else 1
+        self._batcher.start(min(captioner.lanes, MOST_LANES), least_beside=beside)
         # What is here now stays: a full collection that walks all of torch would hold up every
         # thread for a quarter of a second.
         gc.freeze()

@@ -47,6 +47,7 @@ class FakeCaptioner:
         self.entered = threading.Event()
         self.batches = []
         self.lanes = 1
+        self.batches_cost_alike = False
         self.warmed = []
         self.alone = []  # what each batch was told
         self.golden_error = None

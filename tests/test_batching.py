@@ -54,9 +54,9 @@ class Watched:
 
 
 @contextlib.asynccontextmanager
-async def batching(run, *, max_batch=4, max_queue=100, lanes=1, **others):
+async def batching(run, *, max_batch=4, max_queue=100, lanes=1, least_beside=1, **others):
     batcher = MicroBatcher(run, max_batch=max_batch, max_queue=max_queue, **others)
-    batcher.start(lanes)
+    batcher.start(lanes, least_beside=least_beside)
     yield batcher
     await batcher.close()
 

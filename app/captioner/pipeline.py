@@ -141,6 +141,11 @@ class Captioner:
             return _GPU_LANES
         return 1 if self._cores is None else self._cores.count
 
+    @property
+    def batches_cost_alike(self) -> bool:
+        """Whether a large batch takes about as long as a small one, as on a GPU."""
+        return self._recorder is not None
+
     def read(self, data: bytes, *, max_pixels: int) -> Tensor:
         """Turn the bytes of a JPEG, PNG or WebP file into the network's square.
 
