@@ -255,6 +255,23 @@ def test_where_the_system_gives_no_processes_lanes_are_threads(what, tmp_path, m
 # The device
 
 
+@pytest.mark.parametrize(("alike", "begun"), [(False, 2), (True, 1)])
+async def test_where_batches_cost_alike_few_images_wait_for_the_one_under_way(alike, begun):
+    captioner = FakeCaptioner()
+    captioner.lanes, captioner.batches_cost_alike = 2, alike
+    captioner.gate.clear()
+    async with serving(captioner, max_batch=8) as client:
+        service = client.app.state.door.service
+        callers = [asyncio.create_task(service.caption(b"0", deadline_s()))]
+        await asyncio.to_thread(captioner.entered.wait, 10)
+        captioner.entered.clear()
+        callers += [asyncio.create_task(service.caption(b"%d" % n, deadline_s())) for n in (1, 2)]
+        await asyncio.to_thread(captioner.entered.wait, 0.5)
+        assert len(captioner.batches) == begun
+        captioner.gate.set()
+        await asyncio.gather(*callers)
+
+
 async def test_a_batch_that_does_not_fit_is_split_and_every_image_is_captioned():
     captioner = FakeCaptioner()
     captioner.device_errors = [OutOfMemory()]
