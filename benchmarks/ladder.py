@@ -13,15 +13,26 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 import result
-from app.captioner import checkpoint, fused
+from app.captioner import beam, checkpoint, compiled, fused
 from app.captioner.pipeline import Captioner, fastest_precision
+from app.captioner.vocabulary import BOS, EOS, PAD, UNK
 from app.settings import PROJECT_ROOT, Settings
 from limit import MAX_PIXELS, Step, filled, medians_ms, network_steps
 
 BATCHES = (1, 8)
 Row = dict[str, float]
+
+
+class InTorch(Captioner):
+    """A captioner that searches without the compiled steps."""
+
+    def _search(self, features_BRD: Tensor, *, wanted: beam.Wanted | None) -> beam.Beams:
+        marks = {"bos": BOS, "eos": EOS, "banned": (PAD, UNK)}
+        decoder, options = self.network.decoder, self.manifest.search
+        return beam.search(decoder, features_BRD, options, **marks, wanted=wanted)
 
 
 def rungs(directory: Path, cores: int) -> dict[str, Captioner]:
@@ -30,11 +41,13 @@ def rungs(directory: Path, cores: int) -> dict[str, Captioner]:
     captioners = {"as trained": Captioner(loaded)}
     captioners["as trained"].network = loaded.network
     if fused.available():
-        captioners["folded, fused, packed"] = packed = Captioner(loaded)
+        captioners["folded, fused, packed"] = packed = InTorch(loaded)
         packed.network.encoder = fused.packed_encoder(loaded.network.encoder, torch.float32)
         fastest = fastest_precision("cpu")
         last = "ONNX Runtime" if fastest == "float32" else fastest
-        captioners[last] = Captioner(loaded, precision=fastest)
+        captioners[last] = InTorch(loaded, precision=fastest)
+        if compiled.available():
+            captioners["small steps compiled"] = Captioner(loaded, precision=fastest)
         captioners["lanes"] = Captioner(loaded, precision=fastest, cores=cores)
     return captioners
 

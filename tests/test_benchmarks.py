@@ -21,7 +21,7 @@ import skimage
 import torch
 from PIL import Image
 
-from app.captioner import checkpoint
+from app.captioner import checkpoint, compiled
 from app.captioner.beam import SearchOptions
 from app.captioner.captions import Caption
 from app.captioner.pipeline import Captioner
@@ -729,9 +729,10 @@ def test_every_program_stands_in_the_readme():
 def test_the_ladder_begins_with_the_network_as_it_was_trained(tmp_path):
     directory = save_tiny_checkpoint(tmp_path)
     captioners = ladder.rungs(directory, 2)
-    first, second, third, last = captioners
+    first, second, third, *fourth, last = captioners
     assert (first, second, last) == ("as trained", "folded, fused, packed", "lanes")
     assert third in {"ONNX Runtime", "bfloat16"}
+    assert fourth == ["small steps compiled"] * compiled.available()
     kinds = {type(part).__name__ for part in captioners["as trained"].network.modules()}
     assert "BatchNorm2d" in kinds
     assert captioners["lanes"].lanes == 2
