@@ -9,7 +9,7 @@ B images, K beams, N rows (beams that still grow), H width of the LSTM, R region
 
 import ctypes
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
@@ -68,6 +68,7 @@ def suits(decoder: Decoder, options: SearchOptions) -> TypeGuard[AttentionDecode
         and not decoder.training
         and decoder.word_gates_VG is not None
         and decoder.word_gates_VG.device.type == "cpu"
+        and decoder.word_gates_VG.dtype == torch.float32
         and decoder.hidden_width % _WIDTHS == 0
         and options.beam_width <= min(_MOST_BEAMS, len(decoder.word_gates_VG))
     )
@@ -81,7 +82,7 @@ def search(
     *,
     bos: int,
     eos: int,
-    banned: Iterable[int],
+    banned: Sequence[int],
     wanted: Wanted = everybody,
 ) -> Beams:
     """Search the best captions of every image, as `beam.search` does.
@@ -94,7 +95,11 @@ def search(
         eos: id that ends it.
         banned: ids that are never emitted.
         wanted: as for `beam.search`; asked after every step.
+
+    Raises:
+        ValueError: the features are of another type or device, or an id is none of the vocabulary.
     """
+    _check(decoder, features_BRD, (bos, eos, *banned))
     barred = torch.tensor([*banned], dtype=torch.long)
     running = _Running(decoder, features_BRD, options, bos=bos, eos=eos, banned=barred)
     staying = list(range(len(features_BRD)))
@@ -104,6 +109,15 @@ def search(
         if not staying:
             return running.beams()
         running.go_on()
+
+
+def _check(decoder: AttentionDecoder, features_BRD: Tensor, ids: Iterable[int]) -> None:
+    """Refuse what steps.c would read or write elsewhere for: it trusts us."""
+    if features_BRD.dtype != torch.float32 or features_BRD.device.type != "cpu":
+        raise ValueError(f"features are {features_BRD.dtype} on {features_BRD.device}")
+    words = decoder.embedding.num_embeddings
+    if not all(0 <= each < words for each in ids):
+        raise ValueError(f"an id is none of the {words} words")
 
 
 class _Running:
@@ -163,7 +177,7 @@ class _Running:
             images=B,
             beams=K,
             width=H,
-            words=len(decoder.word_gates_VG),
+            words=decoder.embedding.num_embeddings,
             regions=paid - 1,
             bos=bos,
             eos=eos,

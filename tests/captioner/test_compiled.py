@@ -175,6 +175,16 @@ def test_other_layers_in_place_of_linear_ones_will_do():
     assert_the_same(compiled.search(decoder, images, SearchOptions(), **MARKS), expected)
 
 
+@needs_it
+def test_what_it_would_misread_is_refused():
+    decoder, options = random_decoder(0), SearchOptions()
+    with pytest.raises(ValueError, match="float64"):
+        compiled.search(decoder, features(2).double(), options, **MARKS)
+    for wrong in ({"eos": 40}, {"bos": -1}, {"banned": (PAD, 99)}):
+        with pytest.raises(ValueError, match="none of the 40 words"):
+            compiled.search(decoder, features(2), options, **(MARKS | wrong))
+
+
 def test_it_does_not_suit_everything():
     options = SearchOptions()
     assert not compiled.suits(random_decoder(0, kind=MergeDecoder), options)
