@@ -1,7 +1,10 @@
 """The compiled search finds what `beam.search` finds: that one is the definition."""
 
+import os
 import re
 import shutil
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +20,7 @@ from app.captioner.vocabulary import BOS, EOS, PAD, UNK
 from tiny import tiny_unpublished
 
 COMPILER = shutil.which("cc") or shutil.which("gcc")
+ROOT = Path(__file__).parents[2]
 STEPS = Path(compiled.__file__).with_name("steps.c")
 R, D = 5, 24
 MARKS = {"bos": BOS, "eos": EOS, "banned": (PAD, UNK)}
@@ -183,6 +187,37 @@ def test_what_it_would_misread_is_refused():
     for wrong in ({"eos": 40}, {"bos": -1}, {"banned": (PAD, 99)}):
         with pytest.raises(ValueError, match="none of the 40 words"):
             compiled.search(decoder, features(2), options, **(MARKS | wrong))
+
+
+def of_gcc(library):
+    """Give the path of a library that gcc brings; without a path it has none."""
+    asked = [shutil.which("gcc") or "false", f"-print-file-name={library}"]
+    return subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
+
+
+@pytest.mark.slow
+def test_it_touches_no_memory_but_its_own(tmp_path):
+    if not Path(sanitizer := of_gcc("libasan.so")).is_absolute():
+        pytest.skip("no gcc with its sanitizers")
+    library = tmp_path / "steps.so"
+    flags = ["-O1", "-g", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror", "-Wno-psabi"]
+    checks = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    checks.append("-fno-sanitize=alignment")  # the vectors say themselves that they need none
+    compiler = shutil.which("gcc")
+    subprocess.run([compiler, *flags, *checks, "-o", library, STEPS, "-lm"], check=True)
+    ran = subprocess.run(
+        [sys.executable, Path(__file__).with_name("sanitized.py"), library],
+        env={
+            **os.environ,
+            "LD_PRELOAD": f"{sanitizer} {of_gcc('libstdc++.so.6')}",
+            "ASAN_OPTIONS": "detect_leaks=0",
+            "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests", Path(__file__).parent))),
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.stdout.strip() == "searched", ran.stderr[:2000]
 
 
 def test_it_does_not_suit_everything():
