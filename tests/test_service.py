@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 
 from app.batching import PATIENCE_S, DeadlineExceeded
 from app.captioner.errors import CheckpointError, DeviceFault, OutOfMemory
-from app.main import create_app, load_captioner_apart, usable_cores
+from app.main import create_app, load_captioner, load_captioner_apart, usable_cores
 from app.settings import Settings
 from fake import FakeCaptioner, SteppingCaptioner, pass_time, serving
 from test_api import RAW, as_json, captions
@@ -250,6 +250,18 @@ def test_where_the_system_gives_no_processes_lanes_are_threads(what, tmp_path, m
     assert captioner.lanes == 2
     (said,) = [line for line in logs if line["event"] == "no_lane_processes"]
     assert said["reason"] == "no room on the device"
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_search_that_was_not_compiled_is_told(compiled, tmp_path, monkeypatch):
+    monkeypatch.setattr("app.captioner.compiled.available", lambda: compiled)
+    threads = torch.get_num_threads()
+    try:
+        with capture_logs() as logs:
+            load_captioner(Settings(checkpoint=save_tiny_checkpoint(tmp_path), device="cpu"))
+    finally:
+        torch.set_num_threads(threads)
+    assert ("search_not_compiled" in [line["event"] for line in logs]) != compiled
 
 
 # The device
