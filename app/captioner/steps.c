@@ -50,7 +50,7 @@ struct search {
     int64_t *row_of, *last_word;
     float *log_probs, *scores;
     uint8_t *finished, *gone;
-    int64_t *said, *spare_said; /* (B, K, T + 2) */
+    int64_t *said, *spare_said; /* (B, K, most_words + 2) */
     /* of every step: (T, B, K), attention (T, B, K, R + 1) */
     int64_t *trace_words, *trace_parents;
     float *trace_log_probs, *trace_attention;
