@@ -117,7 +117,7 @@ def _load_captioner(settings: Settings, *, apart: bool) -> "Captioner":
     if precision == "auto":
         precision = fastest_precision(device)
     if device == "cpu" and not compiled.available():
-        log.warning("search_not_compiled", reason="the installation found no C compiler")
+        log.warning("search_not_compiled", reason="the installation compiled nothing")
     directory = settings.checkpoint_directory()
     if apart and device == "cpu":
         return Captioner.load_in_lanes(

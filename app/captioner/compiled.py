@@ -10,6 +10,7 @@ B images, K beams, N rows (beams that still grow), H width of the LSTM, R region
 import ctypes
 import math
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
@@ -44,14 +45,15 @@ class _Search(ctypes.Structure):
 
 @cache
 def _library() -> ctypes.CDLL | None:
-    """Load what the installation compiled, if it did."""
-    paths = (Path(__file__).with_name(f"steps{suffix}") for suffix in EXTENSION_SUFFIXES)
-    path = next((path for path in paths if path.exists()), None)
-    return None if path is None else ctypes.CDLL(str(path))
+    """Load what the installation compiled; None where this system can load nothing of it."""
+    for suffix in EXTENSION_SUFFIXES:
+        with suppress(OSError):
+            return ctypes.CDLL(str(Path(__file__).with_name(f"steps{suffix}")))
+    return None
 
 
 def available() -> bool:
-    """Say whether the installation found a C compiler."""
+    """Say whether the installation compiled steps.c."""
     return _library() is not None
 
 

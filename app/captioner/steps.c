@@ -256,7 +256,7 @@ INLINED int64_t following(struct search *s, int64_t slot, int64_t beam, struct c
 
 /* The K best continuations of all beams of an image. A finished beam has one: the end mark again,
  * at no cost. */
-INLINED int64_t chosen(struct search *s, int64_t image, struct candidate *best) {
+INLINED void choose_words(struct search *s, int64_t image, struct candidate *best) {
     int64_t count = 0;
     for (int64_t k = 0; k < s->beams; k++) {
         const int64_t slot = image * s->beams + k;
@@ -268,7 +268,6 @@ INLINED int64_t chosen(struct search *s, int64_t image, struct candidate *best) 
     }
     for (int64_t k = count; k < s->beams; k++) /* a slot that holds nothing */
         best[k] = (struct candidate){s->eos, k, 0.0f, -INFINITY, -INFINITY};
-    return count;
 }
 
 /* Let every beam grow by a word; product: the word scores. Images all of whose beams have ended are
@@ -284,7 +283,7 @@ EXPORTED void advance(struct search *s) {
             for (int64_t k = 0; k < K; k++) words[k] = s->eos, parents[k] = k, log_probs[k] = 0.0f;
             continue;
         }
-        chosen(s, image, best);
+        choose_words(s, image, best);
         int growing = 0;
         for (int64_t k = 0; k < K; k++) {
             const int64_t slot = image * K + k;

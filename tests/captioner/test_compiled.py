@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from functools import partial
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 import pytest
@@ -41,8 +42,9 @@ def test_both_sides_name_the_same_fields():
     names = re.findall(r"\w+(?=[,;])", body)
     assert names == [name for name, _ in compiled._Search._fields_]
     assert f"MOST_BEAMS = {compiled._MOST_BEAMS} " in source
-    assert "LANES = 8," in source
-    assert compiled._WIDTHS == 4 * 8
+    lanes = int(re.search(r"LANES = (\d+),", source)[1])
+    at_once = int(re.search(r"f32x8 sums\[(\d+)\]", source)[1])
+    assert at_once * lanes == compiled._WIDTHS
 
 
 def random_decoder(
@@ -218,6 +220,13 @@ def test_it_touches_no_memory_but_its_own(tmp_path):
         check=False,
     )
     assert ran.stdout.strip() == "searched", ran.stderr[:2000]
+
+
+def test_what_cannot_be_loaded_counts_as_not_compiled(tmp_path, monkeypatch):
+    suffix = EXTENSION_SUFFIXES[0]
+    (tmp_path / f"steps{suffix}").write_bytes(b"made for another system")
+    monkeypatch.setattr(compiled, "__file__", str(tmp_path / "compiled.py"))
+    assert compiled._library.__wrapped__() is None
 
 
 def test_it_does_not_suit_everything():
