@@ -1,11 +1,13 @@
 """The routes: a request in, captions or a problem out."""
 
 import asyncio
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.datastructures import State
 
@@ -31,7 +33,21 @@ from app.telemetry import Telemetry
 if TYPE_CHECKING:
     from app.answers import Outcome
 
-router = APIRouter()
+
+class _Direct(APIRoute):
+    """A route whose function takes the request and gives the response, with nothing in between.
+
+    What the framework would do there, for parameters and models that no function here has, takes a
+    tenth of what HTTP costs. See "Custom Request and APIRoute class" in FastAPI's documentation.
+    """
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Give the function itself."""
+        handler: Callable[[Request], Coroutine[Any, Any, Response]] = self.endpoint
+        return handler
+
+
+router = APIRouter(route_class=_Direct)
 
 _WHOLE_REQUEST = (Overloaded, NotReady, Closed, DeadlineExceeded)  # not the fault of one image
 _CAPTION_PROBLEMS = (
@@ -140,13 +156,15 @@ def _raise_what_concerns_all(outcomes: "list[Outcome]") -> None:
 @router.get(
     "/v1/models",
     summary="List the checkpoints served",
+    response_model=CheckpointList,
     responses=problems.openapi_responses(
         "unauthorised", "invalid_request", "too_many_requests", "overloaded", "not_ready"
     ),
 )
-async def list_checkpoints(request: Request) -> CheckpointList:
+async def list_checkpoints(request: Request) -> Response:
     """Answer ``GET /v1/models``."""
-    return CheckpointList(models=[_door(request).service.captioner.manifest.public()])
+    served = CheckpointList(models=[_door(request).service.captioner.manifest.public()])
+    return Response(served.model_dump_json(), media_type="application/json")
 
 
 def _probe(report: Report) -> JSONResponse:

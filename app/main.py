@@ -63,11 +63,11 @@ def create_app(settings: Settings, *, captioner: "Captioner | None" = None) -> F
         lifespan=_lifespan,
         redoc_url=None,
         redirect_slashes=False,
+        routes=api.router.routes,  # an included router would look each path up twice
         telemetry={"tracing": False},  # a request leaves one span, and ``exchange`` makes it
     )
     app.state.door = door
     app.state.tracing = Tracing(os.environ)
-    app.include_router(api.router)
     app.add_exception_handler(HTTPException, problems.answer_http_exception)
     _guard(app, door)
     return app
