@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import structlog
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.stages import Stages
@@ -96,11 +96,9 @@ class _Exchange:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            headers = MutableHeaders(scope=message)
-            headers["x-request-id"] = self.request_id
-            headers["server-timing"] = _server_timing(
-                {**self.stages.durations_s(), "total": self.duration_s()}
-            )
+            timing = {**self.stages.durations_s(), "total": self.duration_s()}
+            ours = {"x-request-id": self.request_id, "server-timing": _server_timing(timing)}
+            message["headers"] += [(name.encode(), text.encode()) for name, text in ours.items()]
         await self._send(message)
 
     @property

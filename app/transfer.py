@@ -7,6 +7,7 @@ work, and a client that is refused still gets to read why.
 import asyncio
 from contextlib import suppress
 from io import BytesIO
+from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -49,16 +50,43 @@ async def answer_while_connected(
     Raises:
         Disconnected: The client has left.
     """
-    answer = _Answer(send)
-    work = asyncio.ensure_future(app(scope, body, answer))
+    answer, work = _Answer(send), asyncio.current_task()
     watch = asyncio.create_task(_until_disconnected(receive))
+    leaving = _Leaving(answer, work)
+    watch.add_done_callback(leaving)
     try:
-        await asyncio.wait({work, watch}, return_when=asyncio.FIRST_COMPLETED)
-        if not (work.done() or answer.complete):
-            raise Disconnected
-        await work
+        await app(scope, body, answer)
+    except asyncio.CancelledError:
+        if leaving.cancelled_work:
+            raise Disconnected from None
+        raise
     finally:
-        await _cancel(work, watch)
+        leaving.end()
+        watch.cancel()
+
+
+class _Leaving:
+    """Cancels the work of a client who leaves before the answer is complete.
+
+    The work is the task of the request itself: a task of its own would be one more to make, to
+    switch to and to wait for.
+    """
+
+    def __init__(self, answer: "_Answer", work: "asyncio.Task[Any] | None") -> None:
+        self._answer = answer
+        self._work = work
+        self.cancelled_work = False
+
+    def __call__(self, watch: "asyncio.Task[None]") -> None:
+        """Take note that the watch has ended."""
+        if self._work is not None and not (watch.cancelled() or self._answer.complete):
+            self.cancelled_work = self._work.cancel()
+
+    def end(self) -> None:
+        """Cancel nothing any more; if the work was cancelled, the task goes on to tell why."""
+        if self._work is not None and self.cancelled_work:
+            self._work.uncancel()
+        self._work = None
 
 
 class _Answer:
@@ -73,12 +101,6 @@ class _Answer:
         body_ends = message["type"] == "http.response.body" and not message.get("more_body", False)
         self.complete = self.complete or body_ends
         await self._send(message)
-
-
-async def _cancel(*tasks: "asyncio.Future[None]") -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.wait(tasks)
 
 
 async def _until_disconnected(receive: Receive) -> None:
