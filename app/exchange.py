@@ -98,7 +98,8 @@ class _Exchange:
             self.status = message["status"]
             timing = {**self.stages.durations_s(), "total": self.duration_s()}
             ours = {"x-request-id": self.request_id, "server-timing": _server_timing(timing)}
-            message["headers"] += [(name.encode(), text.encode()) for name, text in ours.items()]
+            added = [(name.encode(), text.encode()) for name, text in ours.items()]
+            message = {**message, "headers": [*message["headers"], *added]}
         await self._send(message)
 
     @property

@@ -10,7 +10,7 @@ exception can tell secrets.
 
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Literal
 
@@ -34,6 +34,8 @@ _PNG_KEPT = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf"})
 _SOS, _EOI, _EXIF_SEGMENT = 0xDA, 0xD9, 0xE1
 # SOFn, DHT and DAC; DQT, DRI, JFIF and Adobe.
 _JPEG_KEPT = frozenset({*range(0xC0, 0xD0), 0xDB, 0xDD, 0xE0, 0xEE} - {0xC8})
+_JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_JPEG_SEQUENTIAL = frozenset({0xC0, 0xC1})
 _JPEG_BARE = frozenset({0x00, 0x01, *range(0xD0, 0xDA)})  # markers without a length
 _JPEG_IN_SCAN = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
 _END = b"\xff\xd9"
@@ -233,16 +235,19 @@ def _without_metadata(data: bytes, kind: str) -> tuple[bytes, bytes]:
 
 
 def _bare_jpeg(data: bytes) -> tuple[bytes, bytes]:
-    kept, exif, scans_at = [data[:2]], b"", len(data)
+    kept, frames, exif, scans_at = [data[:2]], [], b"", len(data)
     for marker, start, end in _jpeg_segments(data):
         if marker == _SOS:
             scans_at = start
         elif marker in _JPEG_KEPT:
             kept.append(data[start:end])
+            if marker in _JPEG_FRAMES:
+                frames.append(data[start:end])
         elif marker == _EXIF_SEGMENT and not exif and data[start + 4 : start + 10] == _EXIF:
             exif = data[start + 4 : end]
-    _check_scans(data, scans_at)
-    return b"".join([*kept, data[scans_at:]]), exif
+    if not _is_in_one_scan(frames, data[scans_at : scans_at + 5]):
+        _check_scans(data, scans_at)
+    return b"".join([*kept, memoryview(data)[scans_at:]]), exif
 
 
 def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
@@ -258,6 +263,11 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
         if marker == _SOS:
             return
         at = data.find(b"\xff", end)
+
+
+def _is_in_one_scan(frames: Sequence[bytes], scan: bytes) -> bool:
+    """Say whether the first scan has it all: libjpeg then takes a second one for an error."""
+    return len(frames) == 1 and frames[0][1] in _JPEG_SEQUENTIAL and frames[0][9:10] == scan[4:5]
 
 
 def _check_scans(data: bytes, at: int) -> None:

@@ -296,8 +296,9 @@ class TestLimits:
         with pytest.raises(ImageTooLarge):
             read(data)
 
-    def test_a_thousand_scans_are_refused_quickly(self):
-        grey = saved(Image.new("L", (1900, 1900)), "JPEG", progressive=True)
+    @pytest.mark.parametrize("progressive", [True, False])
+    def test_a_thousand_scans_are_refused_quickly(self, progressive):
+        grey = saved(Image.new("L", (1900, 1900)), "JPEG", progressive=progressive)
         scan = grey[grey.rindex(b"\xff\xda") : -2]
         started = time.monotonic()
         with pytest.raises(UndecodableImage):
@@ -309,6 +310,14 @@ class TestLimits:
         scan = PROGRESSIVE[PROGRESSIVE.rindex(b"\xff\xda") : -2]
         with pytest.raises(UndecodableImage):
             read(PROGRESSIVE[:-2] + (cover + scan) * 100 + b"\xff\xd9")
+
+    def test_scans_cannot_hide_behind_a_second_frame(self):
+        sequential = JPEG.index(b"\xff\xc0"), JPEG.index(b"\xff\xc4")
+        scan = PROGRESSIVE[PROGRESSIVE.rindex(b"\xff\xda") : -2]
+        at = PROGRESSIVE.index(b"\xff\xc2")
+        two_frames = PROGRESSIVE[:at] + JPEG[slice(*sequential)] + PROGRESSIVE[at:]
+        with pytest.raises(UndecodableImage):
+            read(two_frames[:-2] + scan * 100 + b"\xff\xd9")
 
     def test_markers_after_the_end_of_the_picture_are_not_scans(self):
         assert torch.equal(read(PROGRESSIVE + b"\xff\xda\0\x02" * 1000), read(PROGRESSIVE))
