@@ -116,10 +116,11 @@ def main() -> None:
             tell(f"round {turn + 1} of {args.rounds}: {services} side by side")
             conditions = shared_out(args, services)
             with ExitStack() as stack:
-                servers = [
-                    stack.enter_context(serving(Contender(OURS, "captioner"), conditions))
-                    for _ in range(services)
+                starts = [
+                    serving(Contender(OURS, "captioner"), conditions) for _ in range(services)
                 ]
+                with ThreadPoolExecutor(services) as threads:
+                    servers = list(threads.map(stack.enter_context, starts))
                 for server in servers:
                     check_captions(server, photos, expected)
                 measured(servers, photos, max(args.clients), args.warm_up_s)
