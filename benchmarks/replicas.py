@@ -8,9 +8,9 @@ Run: .venv/bin/python benchmarks/replicas.py --device cuda --batch 32 [PHOTO ...
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -64,7 +64,7 @@ def measured(
     servers: Sequence[Server], photos: Sequence[bytes], clients: int, seconds: float
 ) -> Row:
     """Let the clients ask all services at once, an equal part of them each."""
-    each = max(1, clients // len(servers))
+    each = clients // len(servers)
     with ExitStack() as stack, ThreadPoolExecutor(len(servers)) as threads:
         meters = [stack.enter_context(Meter(server.pid)) for server in servers]
         before_s = sum(meter.cpu_s() for meter in meters)
@@ -103,6 +103,33 @@ def shared_out(args: argparse.Namespace, services: int) -> Conditions:
     )
 
 
+def compared(
+    args: argparse.Namespace, photos: Sequence[bytes], expected: Sequence[str]
+) -> dict[tuple[int, int], Row]:
+    """Give the medians of the rounds by services and clients; each service has one at least."""
+    rows: dict[tuple[int, int], list[Row]] = {}
+    for turn in range(args.rounds):
+        for services in args.services:
+            tell(f"round {turn + 1} of {args.rounds}: {services} side by side")
+            enough = [clients for clients in args.clients if clients >= services]
+            with _side_by_side(services, shared_out(args, services)) as servers:
+                for server in servers:
+                    check_captions(server, photos, expected)
+                measured(servers, photos, max(enough, default=services), args.warm_up_s)
+                for clients in enough:
+                    row = measured(servers, photos, clients, args.seconds)
+                    rows.setdefault((services, clients), []).append(row)
+    return {key: Row(*map(load.median, zip(*each, strict=True))) for key, each in rows.items()}
+
+
+@contextmanager
+def _side_by_side(services: int, conditions: Conditions) -> Iterator[list[Server]]:
+    """Start the services together: one after the other they would take minutes."""
+    with ExitStack() as stack, ThreadPoolExecutor(services) as threads:
+        starts = [serving(Contender(OURS, "captioner"), conditions) for _ in range(services)]
+        yield list(threads.map(stack.enter_context, starts))
+
+
 def main() -> None:
     """Print the table, then one JSON line."""
     args = _arguments()
@@ -110,34 +137,17 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     photos = load.photos(args.photos, args.size)
     expected = expected_captions(args.checkpoint, photos, args.precision, args.device)
-    rows: dict[tuple[int, int], list[Row]] = {}
-    for turn in range(args.rounds):
-        for services in args.services:
-            tell(f"round {turn + 1} of {args.rounds}: {services} side by side")
-            conditions = shared_out(args, services)
-            with ExitStack() as stack:
-                starts = [
-                    serving(Contender(OURS, "captioner"), conditions) for _ in range(services)
-                ]
-                with ThreadPoolExecutor(services) as threads:
-                    servers = list(threads.map(stack.enter_context, starts))
-                for server in servers:
-                    check_captions(server, photos, expected)
-                measured(servers, photos, max(args.clients), args.warm_up_s)
-                for clients in args.clients:
-                    row = measured(servers, photos, clients, args.seconds)
-                    rows.setdefault((services, clients), []).append(row)
-    medians = {key: Row(*map(load.median, zip(*each, strict=True))) for key, each in rows.items()}
+    rows = compared(args, photos, expected)
     line = {
         "benchmark": "replicas",
         **{name: getattr(args, name) for name in NAMED},
         "load": load.generator(),
         "rows": [
             {"services": services, "clients": clients, **row._asdict()}
-            for (services, clients), row in medians.items()
+            for (services, clients), row in rows.items()
         ],
     }
-    result.report(_table(args, medians), line, args.output)
+    result.report(table_of(args, rows), line, args.output)
 
 
 COLUMNS = {
@@ -150,7 +160,8 @@ COLUMNS = {
 }
 
 
-def _table(args: argparse.Namespace, rows: dict[tuple[int, int], Row]) -> list[str]:
+def table_of(args: argparse.Namespace, rows: dict[tuple[int, int], Row]) -> list[str]:
+    """Give the lines of the table."""
     device = torch.cuda.get_device_name(args.device) if args.device != "cpu" else "CPU"
     shared = f"{args.threads} threads and {args.decoders} decoders shared out"
     about = f"{device}, {shared}, batches of {args.batch} each, {args.precision}"
