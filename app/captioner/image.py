@@ -134,6 +134,7 @@ def _upright_rgb(
                 image_CHW = _shrunk(_by_nvjpeg(pixels, gpu), at_least_px)
                 return _turned(image_CHW, orientation)
         image.draft(None, (at_least_px, at_least_px))
+        image.decodermaxblock = len(pixels)  # between two blocks it would wait for Python's lock
         return _tensor(_upright(_rgb(image), orientation))
 
 

@@ -531,6 +531,24 @@ class TestThreads:
         read(PNG, max_pixels=10**12)
         assert before == Image.MAX_IMAGE_PIXELS
 
+    def test_a_large_jpeg_is_decoded_in_one_go(self, monkeypatch):
+        """Between two pieces a decoder waits for Python's lock, as long as others want it too."""
+
+        class Watched(io.BytesIO):
+            def read(self, size=-1):
+                data = super().read(size)
+                reads.append(len(data))
+                return data
+
+        reads = []
+        noise = np.random.default_rng(0).integers(0, 256, (400, 400, 3), dtype=np.uint8)
+        data = saved(Image.fromarray(noise), "JPEG", quality=95)
+        monkeypatch.setattr(io, "BytesIO", Watched)
+        read(data)
+        assert len(data) > 2 * 2**16
+        assert max(reads) > len(data) - 1000
+        assert sum(size > 1000 for size in reads) == 1
+
 
 class TestFit:
     @pytest.mark.parametrize("how", ["squeeze", "crop", "pad"])
