@@ -57,7 +57,7 @@ async def answer_while_connected(
     try:
         await app(scope, body, answer)
     except asyncio.CancelledError:
-        if leaving.cancelled_work:
+        if leaving.is_the_reason:
             raise Disconnected from None
         raise
     finally:
@@ -75,16 +75,21 @@ class _Leaving:
     def __init__(self, answer: "_Answer", work: "asyncio.Task[Any] | None") -> None:
         self._answer = answer
         self._work = work
-        self.cancelled_work = False
+        self._cancelled_work = False
+
+    @property
+    def is_the_reason(self) -> bool:
+        """Whether the work was cancelled for this, and by nobody else."""
+        return self._cancelled_work and self._work is not None and self._work.cancelling() == 1
 
     def __call__(self, watch: "asyncio.Task[None]") -> None:
         """Take note that the watch has ended."""
         if self._work is not None and not (watch.cancelled() or self._answer.complete):
-            self.cancelled_work = self._work.cancel()
+            self._cancelled_work = self._work.cancel()
 
     def end(self) -> None:
         """Cancel nothing any more; if the work was cancelled, the task goes on to tell why."""
-        if self._work is not None and self.cancelled_work:
+        if self._work is not None and self._cancelled_work:
             self._work.uncancel()
         self._work = None
 

@@ -60,6 +60,22 @@ async def test_a_cancellation_from_outside_stays_one():
         await task
 
 
+async def test_a_cancellation_from_outside_stays_one_though_the_client_left_first():
+    async def tidying(scope, receive, send):
+        try:
+            await asyncio.sleep(60)
+        finally:
+            tidies.set()
+            await asyncio.sleep(60)
+
+    tidies = asyncio.Event()
+    task = asyncio.create_task(answer(tidying, gone))
+    await tidies.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
 async def test_an_error_of_the_work_is_told_though_the_client_left():
     async def broken(scope, receive, send):
         try:
