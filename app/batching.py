@@ -195,12 +195,17 @@ class MicroBatcher(Generic[In, Out]):
             self._lanes.append(lane)
 
     @contextmanager
-    def expecting(self) -> Iterator[None]:
-        """Say that an item is being prepared, which will be submitted right afterwards or never."""
-        self._coming += 1
+    def expecting(self) -> Iterator[bool]:
+        """Say that an item is being prepared, which will be submitted right afterwards or never.
+
+        Yields:
+            Whether it is alone: no other waits or is under way, and none may begin any moment.
+        """
         self._company.came()
+        alone = not (self._queue or self._batches or self.expects_company)
+        self._coming += 1
         try:
-            yield
+            yield alone
         finally:
             self._coming -= 1
             self._wake.set()

@@ -1,7 +1,8 @@
 """CaptionService: the whole journey of one upload, and the life of the threads it needs.
 
 Two hand-overs: the event loop gives bytes to the decode threads, and batches of images to the
-inference threads, one per lane of the captioner. Everything else happens on the loop.
+inference threads, one per lane of the captioner. Everything else happens on the loop. A lone upload
+is decoded in the inference thread where its batch will run.
 """
 
 import asyncio
@@ -85,9 +86,9 @@ class CaptionService:
         # One thread per lane, started when it is first needed; a lone batch has always the first.
         self._inference = [
             ThreadPoolExecutor(1, thread_name_prefix=f"inference-{lane}")
-            for lane in range(MOST_LANES)
+            for lane in range(MOST_LANES + 1)  # the lanes may all begin while one more decodes
         ]
-        self._free_threads = list(range(MOST_LANES))
+        self._free_threads = list(range(len(self._inference)))
         self._jobs: set[Future[Any]] = set()
         self._starting: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
@@ -205,8 +206,10 @@ class CaptionService:
     ) -> "tuple[Caption, ...]":
         """Take one upload through decoding, the queue and the network."""
         arrived_s = time.monotonic()
-        with self._batcher.expecting():
-            image = await self._read(data, deadline_s)
+        with self._batcher.expecting() as alone:
+            # Callers may have left an inference thread that still decodes: one such is enough.
+            lone = alone and self._held == 1 and not self._jobs
+            image = await self._read(data, deadline_s, lone=lone)
         decoded_s = time.monotonic()
         captioned = await self._batcher.submit(image, deadline_s)
         on_stage("decode", arrived_s, decoded_s)
@@ -215,13 +218,15 @@ class CaptionService:
             on_stage(*stage)
         return captioned.candidates
 
-    async def _read(self, data: bytes, deadline_s: float) -> "Tensor":
+    async def _read(self, data: bytes, deadline_s: float, *, lone: bool) -> "Tensor":
+        """Decode an upload; a lone one with all cores, in the thread that computes next."""
+        decode = partial(self._decode, data)
         try:
             async with asyncio.timeout_at(deadline_s):
                 with self._telemetry.decode_duration.time():
-                    return await asyncio.get_running_loop().run_in_executor(
-                        self._decoders, self._decode, data
-                    )
+                    if lone:
+                        return await self._in_inference_thread(decode)
+                    return await asyncio.get_running_loop().run_in_executor(self._decoders, decode)
         except TimeoutError:
             raise DeadlineExceeded from None
         except asyncio.CancelledError:

@@ -150,3 +150,13 @@ async def serving(captioner=None, *, wait=True, **settings):
         if wait:
             await asyncio.wait({app.state.door.service._starting})
         yield client
+
+
+def deadline_s():
+    return asyncio.get_running_loop().time() + 10
+
+
+async def until(condition):
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 - images are decoded in threads
+            await asyncio.sleep(0.001)

@@ -10,11 +10,11 @@ import pytest
 import torch
 from structlog.testing import capture_logs
 
-from app.batching import PATIENCE_S, DeadlineExceeded
+from app.batching import DeadlineExceeded
 from app.captioner.errors import CheckpointError, DeviceFault, OutOfMemory
 from app.main import create_app, load_captioner, load_captioner_apart, usable_cores
 from app.settings import Settings
-from fake import FakeCaptioner, SteppingCaptioner, pass_time, serving
+from fake import FakeCaptioner, SteppingCaptioner, deadline_s, pass_time, serving, until
 from test_api import RAW, as_json, captions
 from tiny import photo, save_tiny_checkpoint
 
@@ -23,10 +23,6 @@ def ours():
     """Name the threads of the service that are alive."""
     names = [thread.name for thread in threading.enumerate()]
     return [name for name in names if name.startswith(("decode", "inference"))]
-
-
-def deadline_s():
-    return asyncio.get_running_loop().time() + 10
 
 
 async def test_nothing_is_left_after_the_lifespan():
@@ -131,24 +127,6 @@ async def test_a_caller_who_leaves_shortens_the_batch_and_the_others_get_the_sam
         assert [each.text for each in own] == [each.text for each in shared]
 
 
-async def test_the_network_runs_in_one_thread_and_decoding_in_others():
-    captioner = FakeCaptioner()
-    seen = {"read": set(), "caption": set()}
-    for name, threads in seen.items():
-        real = getattr(captioner, name)
-
-        def noting(*given, threads=threads, real=real, **options):
-            threads.add(threading.current_thread().name)
-            return real(*given, **options)
-
-        setattr(captioner, name, noting)
-    async with serving(captioner, decode_threads=2) as client:
-        service = client.app.state.door.service
-        await asyncio.gather(*(service.caption(b"a", deadline_s()) for _ in range(9)))
-    assert seen["caption"] == {"inference-0_0"}
-    assert seen["read"] <= {"decode_0", "decode_1"}
-
-
 async def test_what_is_in_flight_is_answered_before_the_service_closes():
     captioner = FakeCaptioner()
     async with serving(captioner) as client:
@@ -206,17 +184,6 @@ async def test_a_crash_of_the_batcher_is_a_failure_of_the_service():
         live = await client.get("/livez")
     assert (answer.status_code, answer.json()["code"]) == (503, "not_ready")
     assert (live.status_code, live.json()["reason"]) == (503, "batcher_crashed")
-
-
-async def test_an_image_whose_turn_to_be_decoded_comes_too_late_is_given_up():
-    captioner = FakeCaptioner()
-    hold = threading.Event()
-    captioner.read = lambda data, **_: hold.wait(10) and data
-    async with serving(captioner, deadline_s=0.05, body_timeout_s=0.05) as client:
-        answer = await client.post("/v1/captions", content=b"a", headers=RAW)
-        hold.set()
-    assert answer.json()["code"] == "deadline_exceeded"
-    assert captioner.batches == []
 
 
 def test_a_quota_of_the_container_bounds_the_cores(tmp_path):
@@ -348,12 +315,6 @@ def lookups(client):
         int(registry.get_sample_value("caption_result_cache_total", {"outcome": outcome}) or 0)
         for outcome in ("hit", "shared", "miss")
     ]
-
-
-async def until(condition):
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 - images are decoded in threads
-            await asyncio.sleep(0.001)
 
 
 async def test_the_same_upload_is_captioned_once_when_results_are_kept():
@@ -494,98 +455,6 @@ async def test_an_upload_that_nobody_waits_for_any_more_leaves_the_queue():
         assert (await first)[0].text == "1"
     assert isinstance(late.exception(), DeadlineExceeded)
     assert captioner.batches == [[b"1"]]
-
-
-async def test_a_lone_batch_always_has_the_same_thread_and_two_have_two():
-    captioner = FakeCaptioner()
-    captioner.lanes = 2
-    names = []
-    say = captioner.caption
-
-    def caption(images, **options):
-        names.append(threading.current_thread().name)
-        return say(images, **options)
-
-    captioner.caption = caption
-    async with serving(captioner, max_batch=2) as client:
-        service = client.app.state.door.service
-        captioner.gate.clear()
-        first = asyncio.create_task(service.caption(b"one", deadline_s()))
-        await asyncio.to_thread(captioner.entered.wait, 10)
-        captioner.entered.clear()
-        pair = [asyncio.create_task(service.caption(b"two", deadline_s())) for _ in range(2)]
-        await asyncio.to_thread(captioner.entered.wait, 10)
-        captioner.gate.set()
-        await asyncio.gather(first, *pair)
-        for _ in range(3):
-            await service.caption(b"three", deadline_s())
-    first_lane, second_lane, *alone = names
-    assert first_lane.startswith("inference-0")
-    assert second_lane.startswith("inference-1")
-    assert set(alone) == {first_lane}
-
-
-async def test_a_batch_is_told_whether_it_is_all_there_is_to_do():
-    captioner = FakeCaptioner()
-    async with serving(captioner) as client:
-        headers = {"content-type": "image/png"}
-        await client.post("/v1/captions", content=b"one", headers=headers)
-        captioner.gate.clear()
-        first = asyncio.create_task(client.post("/v1/captions", content=b"1", headers=headers))
-        captioner.entered.clear()
-        await asyncio.to_thread(captioner.entered.wait, 10)
-        others = [
-            asyncio.create_task(client.post("/v1/captions", content=b"2", headers=headers))
-            for _ in range(9)
-        ]
-        service = client.app.state.door.service
-        await until(lambda: service.depth == 9)
-        captioner.gate.set()
-        await asyncio.gather(first, *others)
-    assert captioner.alone[:3] == [True, True, False]  # the third batch is eight of nine
-
-
-async def test_a_photo_that_is_decoded_keeps_a_batch_from_taking_all_cores():
-    captioner = FakeCaptioner()
-    headers = {"content-type": "image/png"}
-    decoded = threading.Event()
-    read = captioner.read
-
-    def slow_read(data, **options):
-        if data == b"slow":
-            decoded.wait(10)
-        return read(data, **options)
-
-    captioner.read = slow_read
-    async with serving(captioner) as client:
-        service = client.app.state.door.service
-        late = asyncio.create_task(client.post("/v1/captions", content=b"slow", headers=headers))
-        await until(lambda: service._held == 1)
-        early = await client.post("/v1/captions", content=b"quick", headers=headers)
-        await asyncio.sleep(2 * PATIENCE_S)  # or its caller might be back any moment
-        decoded.set()
-        assert [each.status_code for each in (early, await late)] == [200, 200]
-    assert captioner.alone == [False, True]
-
-
-async def test_photos_decoded_together_leave_together():
-    captioner = FakeCaptioner()
-    decoding = threading.Barrier(2)
-    read = captioner.read
-
-    def slow_read(data, **options):
-        decoding.wait(10)
-        if data == b"slow":
-            time.sleep(0.005)  # below the patience of the batcher
-        return read(data, **options)
-
-    captioner.read = slow_read
-    async with serving(captioner) as client:
-        service = client.app.state.door.service
-        await asyncio.gather(
-            service.caption(b"quick", deadline_s()), service.caption(b"slow", deadline_s())
-        )
-    assert captioner.batches == [[b"quick", b"slow"]]
 
 
 @pytest.mark.parametrize(
