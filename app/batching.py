@@ -92,8 +92,12 @@ class _Company:
     @property
     def due_s(self) -> float:
         """Until when the callers of the last batch are worth waiting for."""
-        worth = self._share >= _OFTEN and self._came < self._awaited
-        return self.left_s + self.patience_s if worth else -math.inf
+        return self.left_s + self.patience_s if self.due else -math.inf
+
+    @property
+    def due(self) -> int:
+        """How many callers of the last batch are worth waiting for."""
+        return max(0, self._awaited - self._came) if self._share >= _OFTEN else 0
 
     @property
     def away(self) -> bool:
@@ -296,10 +300,13 @@ class MicroBatcher(Generic[In, Out]):
         waiting, worth = len(self._queue), self._least_beside
         if self._batches and waiting < worth:
             return []
-        lanes = max(1, min(len(self._lanes) - len(self._batches), waiting // worth))
+        expected = waiting
         if 0 < waiting < self._ceiling.now and self._is_patient():
+            expected += self._coming + self._company.due
+        lanes = max(1, min(len(self._lanes) - len(self._batches), expected // worth))
+        most = min(self._ceiling.now, math.ceil(expected / lanes))
+        if waiting < most:
             return []
-        most = min(self._ceiling.now, math.ceil(waiting / lanes))
         batch: list[_Item[In, Out]] = []
         while self._queue and len(batch) < most:
             batch += _live([self._queue.popleft()])
