@@ -78,7 +78,8 @@ class _Company:
     """Whether callers who were answered come back at once, as those do who have a next image.
 
     Attributes:
-        left_s: when the last batch was answered.
+        left_s: when the last batch was answered; its callers, and those of batches before who may
+            still be back, are the last ones below.
         patience_s: how long they are worth waiting for.
     """
 
@@ -91,17 +92,17 @@ class _Company:
 
     @property
     def due_s(self) -> float:
-        """Until when the callers of the last batch are worth waiting for."""
+        """Until when the last callers are worth waiting for."""
         return self.left_s + self.patience_s if self.due else -math.inf
 
     @property
     def due(self) -> int:
-        """How many callers of the last batch are worth waiting for."""
+        """How many of the last callers are worth waiting for."""
         return max(0, self._awaited - self._came) if self._share >= _OFTEN else 0
 
     @property
     def away(self) -> bool:
-        """Whether callers of the last batch may be back any moment, worth a wait or not."""
+        """Whether some of the last callers may be back any moment, worth a wait or not."""
         now_s = asyncio.get_running_loop().time()
         return self._came < self._awaited and now_s < self.left_s + self.patience_s
 
@@ -112,7 +113,8 @@ class _Company:
     def left(self, items: int) -> None:
         """Note that so many were answered, and later how many came meanwhile."""
         loop, before = asyncio.get_running_loop(), self._came
-        self.left_s, self._awaited = loop.time(), before + items
+        still = self._awaited - before if self.away else 0
+        self.left_s, self._awaited = loop.time(), before + still + items
         loop.call_later(self.patience_s, lambda: self._learn((self._came - before) / items))
 
     def _learn(self, share: float) -> None:
@@ -123,10 +125,11 @@ class MicroBatcher(Generic[In, Out]):
     """Batching nobody notices: ``await submit(item, deadline_s)`` answers for that item alone.
 
     Args:
-        run: Answers a list of items with a list of the same length and order. It raises DoesNotFit
-            where fewer might do, Closed where nothing will do any more, and anything else where an
-            item is at fault. It may ask at any time, from any thread, whether somebody still waits
-            for item n of the list; once nobody does, nobody ever will, and its answer is not read.
+        run: Answers a list of items with a list of the same length and order; an answer that is an
+            exception is raised to its caller. It raises DoesNotFit where fewer might do, Closed
+            where nothing will do any more, and anything else where some item is at fault. It may
+            ask at any time, from any thread, whether somebody still waits for item n of the list;
+            once nobody does, nobody ever will, and its answer is not read.
         max_batch: Most items in one call of ``run``.
         max_queue: Most items that wait.
         max_queue_bytes: Most bytes that wait, as ``weigh`` tells.
@@ -138,7 +141,7 @@ class MicroBatcher(Generic[In, Out]):
 
     def __init__(
         self,
-        run: Callable[[list[In], Wanted], Awaitable[Sequence[Out]]],
+        run: Callable[[list[In], Wanted], Awaitable[Sequence[Out | Exception]]],
         *,
         max_batch: int,
         max_queue: int,
@@ -199,17 +202,12 @@ class MicroBatcher(Generic[In, Out]):
             self._lanes.append(lane)
 
     @contextmanager
-    def expecting(self) -> Iterator[bool]:
-        """Say that an item is being prepared, which will be submitted right afterwards or never.
-
-        Yields:
-            Whether it is alone: no other waits or is under way, and none may begin any moment.
-        """
-        self._company.came()
-        alone = not (self._queue or self._batches or self.expects_company)
+    def expecting(self) -> Iterator[None]:
+        """Say that an item is being prepared, which will be submitted right afterwards or never."""
         self._coming += 1
+        self._company.came()
         try:
-            yield alone
+            yield
         finally:
             self._coming -= 1
             self._wake.set()
@@ -352,7 +350,7 @@ class MicroBatcher(Generic[In, Out]):
         else:
             await self._answer(batch, again=True)
 
-    async def _timed_run(self, batch: list[_Item[In, Out]]) -> Sequence[Out]:
+    async def _timed_run(self, batch: list[_Item[In, Out]]) -> Sequence[Out | Exception]:
         loop = asyncio.get_running_loop()
         started_s, lanes = loop.time(), len(self._batches)
         answers = await self._run([item.value for item in batch], lambda n: _waited_for(batch[n]))
@@ -408,8 +406,10 @@ def _waited_for(item: _Item[In, Out]) -> bool:
     return not item.answer.done()
 
 
-def _resolve(item: _Item[In, Out], answer: Out) -> None:
-    if _waited_for(item):  # a cancelled future takes no result
+def _resolve(item: _Item[In, Out], answer: Out | Exception) -> None:
+    if isinstance(answer, Exception):
+        _fail(item, answer)
+    elif _waited_for(item):  # a cancelled future takes no result
         item.answer.set_result(answer)
 
 

@@ -1,8 +1,8 @@
 """CaptionService: the whole journey of one upload, and the life of the threads it needs.
 
-Two hand-overs: the event loop gives bytes to the decode threads, and batches of images to the
-inference threads, one per lane of the captioner. Everything else happens on the loop. A lone upload
-is decoded in the inference thread where its batch will run.
+The event loop gives batches to the inference threads, one per lane of the captioner. Uploads that
+the captioner does not read there go through the decode threads before. Everything else happens on
+the loop.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import structlog
 
 from app.batching import Closed, DeadlineExceeded, DoesNotFit, MicroBatcher, Overloaded, Wanted
-from app.captioner.errors import CheckpointError, DeviceFault, OutOfMemory
+from app.captioner.errors import CheckpointError, DeviceFault, ImageError, OutOfMemory
 from app.captioner.forking import MOST_LANES
 from app.health import Health
 from app.results import ResultCache
@@ -32,6 +32,7 @@ if TYPE_CHECKING:  # the workshop brings torch, which whoever only asks for our 
     from torch import Tensor
 
     from app.captioner.captions import Caption, Word
+    from app.captioner.image import Unread
     from app.captioner.pipeline import Captioner
 
 Result = TypeVar("Result")
@@ -86,14 +87,14 @@ class CaptionService:
         # One thread per lane, started when it is first needed; a lone batch has always the first.
         self._inference = [
             ThreadPoolExecutor(1, thread_name_prefix=f"inference-{lane}")
-            for lane in range(MOST_LANES + 1)  # the lanes may all begin while one more decodes
+            for lane in range(MOST_LANES)
         ]
-        self._free_threads = list(range(len(self._inference)))
+        self._free_threads = list(range(MOST_LANES))
         self._jobs: set[Future[Any]] = set()
         self._starting: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
         self._misfits = 0
-        self._batcher: MicroBatcher[Tensor, _Captioned] = MicroBatcher(
+        self._batcher: MicroBatcher[Tensor | Unread, _Captioned] = MicroBatcher(
             self._run_batch,
             max_batch=settings.max_batch,
             max_queue=settings.max_queue,
@@ -206,27 +207,25 @@ class CaptionService:
     ) -> "tuple[Caption, ...]":
         """Take one upload through decoding, the queue and the network."""
         arrived_s = time.monotonic()
-        with self._batcher.expecting() as alone:
-            # Callers may have left an inference thread that still decodes: one such is enough.
-            lone = alone and self._held == 1 and not self._jobs
-            image = await self._read(data, deadline_s, lone=lone)
-        decoded_s = time.monotonic()
+        with self._batcher.expecting():
+            unread = self.captioner.unread(data, max_pixels=self._settings.max_pixels)
+            image = unread or await self._read(data, deadline_s)
+        queued_s = time.monotonic()
         captioned = await self._batcher.submit(image, deadline_s)
-        on_stage("decode", arrived_s, decoded_s)
-        on_stage("queue", decoded_s, captioned.stages[0][1])
+        if not unread:
+            on_stage("decode", arrived_s, queued_s)
+        on_stage("queue", queued_s, captioned.stages[0][1])
         for stage in captioned.stages:
             on_stage(*stage)
         return captioned.candidates
 
-    async def _read(self, data: bytes, deadline_s: float, *, lone: bool) -> "Tensor":
-        """Decode an upload; a lone one with all cores, in the thread that computes next."""
-        decode = partial(self._decode, data)
+    async def _read(self, data: bytes, deadline_s: float) -> "Tensor":
         try:
             async with asyncio.timeout_at(deadline_s):
                 with self._telemetry.decode_duration.time():
-                    if lone:
-                        return await self._in_inference_thread(decode)
-                    return await asyncio.get_running_loop().run_in_executor(self._decoders, decode)
+                    return await asyncio.get_running_loop().run_in_executor(
+                        self._decoders, self._decode, data
+                    )
         except TimeoutError:
             raise DeadlineExceeded from None
         except asyncio.CancelledError:
@@ -236,7 +235,9 @@ class CaptionService:
     def _decode(self, data: bytes) -> "Tensor":
         return self.captioner.read(data, max_pixels=self._settings.max_pixels)
 
-    async def _run_batch(self, images: "list[Tensor]", wanted: Wanted) -> "Sequence[_Captioned]":
+    async def _run_batch(
+        self, images: "list[Tensor | Unread]", wanted: Wanted
+    ) -> "Sequence[_Captioned | ImageError]":
         try:
             others = self._held > len(images)  # they are decoded or wait
             alone = not (others or self._batcher.expects_company)
@@ -262,15 +263,23 @@ class CaptionService:
             self._health.fail("out_of_memory")
 
     def _forward(
-        self, images: "list[Tensor]", wanted: Wanted, *, alone: bool
-    ) -> "Sequence[_Captioned]":
+        self, images: "list[Tensor | Unread]", wanted: Wanted, *, alone: bool
+    ) -> "Sequence[_Captioned | ImageError]":
         stages: list[tuple[str, float, float]] = []
+        refused: dict[int, ImageError] = {}
         answers = self.captioner.caption(
-            images, on_stage=lambda *stage: stages.append(stage), wanted=wanted, alone=alone
+            images,
+            on_stage=lambda *stage: stages.append(stage),
+            on_refused=refused.__setitem__,
+            wanted=wanted,
+            alone=alone,
         )
         for stage, began_s, ended_s in stages:
-            self._telemetry.inference_duration.labels(stage).observe(ended_s - began_s)
-        return [_Captioned(candidates, tuple(stages)) for candidates in answers]
+            self._telemetry.computed(stage, ended_s - began_s, len(images))
+        return [
+            refused[n] if n in refused else _Captioned(candidates, tuple(stages))
+            for n, candidates in enumerate(answers)
+        ]
 
     async def _in_inference_thread(self, job: Callable[[], Result]) -> Result:
         def beating() -> Result:

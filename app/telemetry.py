@@ -107,6 +107,14 @@ class Telemetry:
         for wait_s in waits_s:
             self.queue_wait.observe(wait_s)
 
+    def computed(self, stage: str, duration_s: float, images: int) -> None:
+        """Take note of a stage of a batch: ``encode``, ``search``, or ``decode`` of its images."""
+        if stage != "decode":
+            self.inference_duration.labels(stage).observe(duration_s)
+            return
+        for _ in range(images):
+            self.decode_duration.observe(duration_s)
+
     def cancelled(self, stage: str) -> None:
         """Take note of a caller who left during ``decode``, ``queue`` or ``batch``."""
         self.cancellations.labels(stage).inc()

@@ -11,7 +11,8 @@ import numpy as np
 
 from app.captioner.beam import SearchOptions
 from app.captioner.captions import Caption, Word
-from app.captioner.errors import ImageTooLarge, UndecodableImage, UnsupportedImage
+from app.captioner.errors import ImageError, ImageTooLarge, UndecodableImage, UnsupportedImage
+from app.captioner.image import Unread
 from app.captioner.pipeline import Captioner
 from app.main import create_app
 from app.settings import Settings
@@ -50,6 +51,7 @@ class FakeCaptioner:
         self.batches_cost_alike = False
         self.warmed = []
         self.alone = []  # what each batch was told
+        self.reads_batches = False  # as a captioner on a CPU does
         self.golden_error = None
         self.closed = False
         self.whole = True
@@ -62,7 +64,15 @@ class FakeCaptioner:
             raise IMAGE_ERRORS[data]
         return Pixels(data)
 
-    def caption(self, images, *, on_stage=lambda *_: None, wanted=lambda _: True, alone=True):
+    def unread(self, data, *, max_pixels):
+        return Unread(data, max_pixels) if self.reads_batches else None
+
+    def caption(self, images, *, on_stage, on_refused, wanted=lambda _: True, alone=True):
+        images = list(images)
+        for n, each in enumerate(images):
+            if isinstance(each, Unread):
+                images[n] = self._read_in_batch(n, each, on_refused)
+                on_stage("decode", time.monotonic(), time.monotonic())
         self.alone.append(alone)
         self.batches.append(list(images))
         self.entered.set()
@@ -78,6 +88,13 @@ class FakeCaptioner:
             tuple(_caption(image.decode(errors="replace"), k) for k in range(3 if wanted(n) else 0))
             for n, image in enumerate(images)
         ]
+
+    def _read_in_batch(self, n, upload, on_refused):
+        try:
+            return self.read(upload.data, max_pixels=upload.max_pixels)
+        except ImageError as error:
+            on_refused(n, error)
+            return Pixels()
 
     def warm_up(self, batch_sizes):
         self.warmed = list(batch_sizes)

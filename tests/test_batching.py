@@ -245,6 +245,17 @@ async def test_only_the_poison_item_of_a_batch_fails():
         assert await batcher.submit(9, FAR_S) == 81
 
 
+async def test_an_answer_that_is_an_exception_is_raised_to_its_caller():
+    async def run(numbers, wanted):
+        return [ArithmeticError(number) if number % 2 else number for number in numbers]
+
+    async with batching(run) as batcher:
+        callers = await submit_all(batcher, [2, 3, 4])
+        two, three, four = await asyncio.gather(*callers, return_exceptions=True)
+    assert (two, four) == (2, 4)
+    assert isinstance(three, ArithmeticError)
+
+
 async def test_callers_who_left_are_not_computed_again_when_a_batch_is_split():
     batches, callers = [], []
 
@@ -626,6 +637,38 @@ async def test_who_used_to_come_back_at_once_is_waited_for():
         back = asyncio.create_task(arrive(batcher, 3))
         assert await asyncio.gather(second, back) == [4, 9]
     assert run.batches == [[2, 3]]
+
+
+async def test_a_free_lane_takes_its_share_of_those_who_are_due_as_soon_as_it_is_there():
+    run = Squares()
+    async with batching(run, lanes=2) as batcher:
+        with batcher.expecting():
+            callers = await submit_all(batcher, [2])
+            await asyncio.sleep(0)
+            assert run.batches == [[2]]  # the one that is due is for the other lane
+        with batcher.expecting(), batcher.expecting():
+            run.gate.clear()
+            callers += await submit_all(batcher, [3])
+            await asyncio.sleep(0)
+            assert run.batches == [[2]]
+            callers += await submit_all(batcher, [4])
+            await asyncio.sleep(0)
+            assert run.batches == [[2], [3, 4]]
+            run.gate.set()
+        assert await asyncio.gather(*callers) == [4, 9, 16]
+
+
+async def test_callers_of_two_batches_may_be_back_any_moment():
+    run = Squares()
+    async with batching(run, max_batch=1) as batcher:
+        await asyncio.gather(*await submit_all(batcher, [1, 2]))
+        await asyncio.sleep(0)
+        with batcher.expecting():
+            pass
+        assert batcher.expects_company  # the other one
+        with batcher.expecting():
+            pass
+        assert not batcher.expects_company
 
 
 async def test_company_that_does_not_come_is_not_waited_for_long():

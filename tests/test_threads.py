@@ -39,21 +39,40 @@ def readers(captioner):
     return names
 
 
-async def test_a_lone_upload_is_decoded_where_its_batch_will_run():
+async def test_what_a_captioner_reads_itself_is_decoded_where_its_batch_runs():
     captioner = FakeCaptioner()
+    captioner.reads_batches = True
     names = readers(captioner)
     async with serving(captioner) as client:
-        for _ in range(2):
-            await client.post("/v1/captions", content=b"one", headers=RAW)
+        answers = [
+            await client.post("/v1/captions", content=b"one", headers=RAW),
+            await client.post("/v1/captions", json=as_json(b"two", b"three")),
+        ]
+    assert list(map(captions, answers)) == [["one"], ["two", "three"]]
+    assert {name.rpartition("_")[0] for name in names} == {"inference-0"}
+    assert "decode;dur=" in answers[0].headers["server-timing"]
+
+
+async def test_what_is_at_fault_in_a_batch_leaves_the_others_their_captions():
+    captioner = FakeCaptioner()
+    captioner.reads_batches = True
+    async with serving(captioner, max_batch=4) as client:
+        service = client.app.state.door.service
         captioner.gate.clear()
-        captioner.entered.clear()
-        first = asyncio.create_task(client.post("/v1/captions", content=b"one", headers=RAW))
+        first = asyncio.create_task(client.post("/v1/captions", content=b"first", headers=RAW))
         await asyncio.to_thread(captioner.entered.wait, 10)
-        second = asyncio.create_task(client.post("/v1/captions", content=b"two", headers=RAW))
-        await until(lambda: client.app.state.door.service.depth == 1)
+        others = [
+            asyncio.create_task(client.post("/v1/captions", content=data, headers=RAW))
+            for data in (b"one", b"broken", b"gif", b"two")
+        ]
+        await until(lambda: service.depth == 4)
         captioner.gate.set()
-        await asyncio.gather(first, second)
-    assert [name.rpartition("_")[0] for name in names] == [*["inference-0"] * 3, "decode"]
+        await asyncio.gather(first, *others)
+        one, broken, gif, two = [each.result() for each in others]
+    assert [captions(one), captions(two)] == [["one"], ["two"]]
+    assert (broken.status_code, broken.json()["code"]) == (422, "undecodable_image")
+    assert (gif.status_code, gif.json()["code"]) == (415, "unsupported_image")
+    assert list(map(len, captioner.batches)) == [1, 4]
 
 
 async def test_images_of_one_request_are_decoded_side_by_side():
@@ -63,19 +82,6 @@ async def test_images_of_one_request_are_decoded_side_by_side():
         answer = await client.post("/v1/captions", json=as_json(b"one", b"two"))
     assert captions(answer) == ["one", "two"]
     assert {name.rpartition("_")[0] for name in names} == {"decode"}
-
-
-async def test_decoding_that_nobody_waits_for_holds_one_inference_thread_at_most():
-    captioner, hold = FakeCaptioner(), threading.Event()
-    captioner.read = lambda data, **_: hold.wait(10) and data
-    names = readers(captioner)
-    limits = {"deadline_s": 0.05, "body_timeout_s": 0.05, "decode_threads": 3}
-    async with serving(captioner, **limits) as client:
-        for _ in range(3):
-            late = await client.post("/v1/captions", content=b"slow", headers=RAW)
-            assert late.json()["code"] == "deadline_exceeded"
-        hold.set()
-    assert [name.rpartition("_")[0] for name in names] == ["inference-0", "decode", "decode"]
 
 
 async def test_an_image_whose_turn_to_be_decoded_comes_too_late_is_given_up():

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from app.captioner.beam import Beams
+from app.captioner.errors import ImageError
 from app.captioner.vocabulary import Vocabulary
 
 
@@ -72,10 +73,12 @@ class Findings(NamedTuple):
     Attributes:
         images: those of the batch that somebody still waited for.
         found: what was found for them, in that order; None where there were none.
+        refused: those that are no image, or none that we read, and why.
     """
 
     images: list[int]
     found: Found | None
+    refused: dict[int, ImageError]
 
 
 def told(found: Found, vocabulary: Vocabulary) -> list[tuple[Caption, ...]]:

@@ -12,7 +12,8 @@ import io
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from typing import Literal
+from itertools import islice
+from typing import Literal, NamedTuple
 
 import numpy as np
 import PIL.WebPImagePlugin  # noqa: F401 - else Pillow loads all its plugins when it first meets WebP
@@ -27,8 +28,26 @@ from app.captioner.errors import ImageError, ImageTooLarge, UndecodableImage, Un
 
 Fit = Literal["squeeze", "crop", "pad"]
 
+
+class Unread(NamedTuple):
+    """An upload that is quick to decode, and is still to be.
+
+    Attributes:
+        data: the file.
+        max_pixels: width times height that the header may declare.
+        nbytes: none of its own: whoever has the upload has made room for it.
+    """
+
+    data: bytes
+    max_pixels: int
+    nbytes: int = 0
+
+
 _PAD_GREY = 117  # the mean of ImageNet: near zero once normalised
 _MAX_JPEG_SCANS = 50  # encoders write a dozen; at 25 megapixels a scan of 42 bytes costs 28 ms
+_QUICK_BYTES, _QUICK_PIXELS = 4 * 2**20, 16_000_000
+_MOST_SEGMENTS = 64  # of the header of a JPEG that is quick; cameras write a dozen
+_JPEG_MAGIC = b"\xff\xd8\xff"
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _PNG_KEPT = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf"})
 _SOS, _EOI, _EXIF_SEGMENT = 0xDA, 0xD9, 0xE1
@@ -93,6 +112,26 @@ def decode(
         raise _too_large() from None
     except Exception:  # noqa: BLE001 - decoders raise anything; nothing of it may leave
         raise _damaged() from None
+
+
+def is_quick(data: bytes) -> bool:
+    """Say from the header alone whether decoding takes some ten milliseconds at most.
+
+    So does a JPEG of a camera's size in one scan. What comes in many scans, or is compressed as
+    PNG and WebP are, can take seconds.
+    """
+    if len(data) > _QUICK_BYTES or not data.startswith(_JPEG_MAGIC):
+        return False
+    frames = []
+    for marker, start, end in islice(_jpeg_segments(data), _MOST_SEGMENTS):
+        if marker in _JPEG_FRAMES:
+            frames.append(data[start:end])
+        elif marker == _SOS:
+            return _is_in_one_scan(frames, data[start : start + 5]) and (
+                int.from_bytes(frames[0][5:7], "big") * int.from_bytes(frames[0][7:9], "big")
+                <= _QUICK_PIXELS
+            )
+    return False
 
 
 def fit(image_CHW: Tensor, *, size_px: int, how: Fit) -> Tensor:
@@ -193,7 +232,7 @@ def _turned(image_CHW: Tensor, orientation: int) -> Tensor:
 
 
 def _kind(data: bytes) -> str:
-    if data.startswith(b"\xff\xd8\xff"):
+    if data.startswith(_JPEG_MAGIC):
         return "JPEG"
     if data.startswith(_PNG_MAGIC):
         return "PNG"

@@ -4,7 +4,7 @@ Threads would do, but for Python's lock: the network lets go of it for every pro
 back a moment later, hundreds of times a batch, while the event loop has requests to answer.
 
 The processes are forked from one that has imported torch and done nothing else, so they share its
-memory. Images lie in memory that both sides see; orders and findings go through a pipe.
+memory. Pixels lie in memory that both sides see; uploads, orders and findings go through a pipe.
 """
 
 import atexit
@@ -32,6 +32,7 @@ from app.captioner import forking
 from app.captioner.captions import Findings
 from app.captioner.device import Share, limited_to, take_one_core
 from app.captioner.errors import DeviceFault
+from app.captioner.image import Unread
 
 OnStage = Callable[[str, float, float], None]
 Wanted = Callable[[int], bool]
@@ -46,13 +47,13 @@ class Finder(Protocol):
     """What a lane needs of a captioner."""
 
     def find(
-        self, images: Sequence[Tensor], *, on_stage: OnStage, wanted: Wanted, alone: bool
+        self, images: Sequence[Tensor | Unread], *, on_stage: OnStage, wanted: Wanted, alone: bool
     ) -> Findings:
         """Find the captions of one batch."""
 
 
 class _Order(NamedTuple):
-    images: int
+    uploads: list[Unread | None]  # None where the pixels lie in common memory
     share: Share
 
 
@@ -95,7 +96,7 @@ class Lanes:
         self._free = list(self._lanes)
 
     def find(
-        self, images: Sequence[Tensor], share: Share, *, on_stage: OnStage, wanted: Wanted
+        self, images: Sequence[Tensor | Unread], share: Share, *, on_stage: OnStage, wanted: Wanted
     ) -> Findings:
         """Find the captions of one batch; see `pipeline.Captioner.caption`.
 
@@ -172,14 +173,16 @@ class _Lane:
         self._news = select.poll()
         self._news.register(self._connection, select.POLLIN)
 
-    def find(self, images: Sequence[Tensor], share: Share, wanted: Wanted) -> _Answer:
+    def find(self, images: Sequence[Tensor | Unread], share: Share, wanted: Wanted) -> _Answer:
         if len(images) > len(self._images):
             raise ValueError(f"expected at most {len(self._images)} images, got {len(images)}")
-        for n, image in enumerate(images):
-            self._images[n] = image.numpy()
+        uploads = [each if isinstance(each, Unread) else None for each in images]
+        for n, each in enumerate(images):
+            if not isinstance(each, Unread):
+                self._images[n] = each.numpy()
         self._tell(len(images), wanted)
         with _ended_is_a_fault():
-            self._connection.send(_Order(len(images), share))
+            self._connection.send(_Order(uploads, share))
             while not self._news.poll(_LOOK_MS):
                 self._tell(len(images), wanted)
         answer = self.hear()
@@ -269,10 +272,11 @@ def _obey(
     order: _Order, captioner: Finder, images_BCHW: Tensor, wanted: "Array[c_ubyte]"
 ) -> _Answer | Exception:
     stages: list[tuple[str, float, float]] = []
+    images = [images_BCHW[n] if each is None else each for n, each in enumerate(order.uploads)]
     try:
         with limited_to(order.share):
             findings = captioner.find(
-                list(images_BCHW[: order.images]),
+                images,
                 on_stage=lambda *stage: stages.append(stage),
                 wanted=lambda n: bool(wanted[n]),
                 alone=False,

@@ -19,8 +19,9 @@ from app.captioner import device as device_
 from app.captioner.captions import Caption, Findings, Found
 from app.captioner.checkpoint import Checkpoint
 from app.captioner.device import Precision
-from app.captioner.errors import CheckpointError
+from app.captioner.errors import CheckpointError, ImageError
 from app.captioner.forking import MOST_LANES
+from app.captioner.image import Unread
 from app.captioner.lanes import Lanes
 from app.captioner.network import Network
 from app.captioner.vocabulary import BOS, EOS, PAD, UNK
@@ -34,10 +35,16 @@ _GPU_LANES = 2
 _MARKS: dict[str, Any] = {"bos": BOS, "eos": EOS, "banned": (PAD, UNK)}
 
 OnStage = Callable[[str, float, float], None]
+OnRefused = Callable[[int, ImageError], None]
 
 
 def _nobody(stage: str, began_s: float, ended_s: float) -> None:
     """Take no note of a stage."""
+
+
+def _raised(image: int, error: ImageError) -> None:  # noqa: ARG001
+    """Let the whole batch fail."""
+    raise error
 
 
 class Captioner:
@@ -161,27 +168,40 @@ class Captioner:
         )
         return image.fit(image_CHW, size_px=size_px, how=self._geometry.fit).cpu()
 
+    def unread(self, data: bytes, *, max_pixels: int) -> Unread | None:
+        """Take an upload as it is, if `caption` had better read it.
+
+        So it had on a CPU: the core of a batch reads as well as any other, nothing is handed over
+        twice, and whose caller leaves is not read at all. Not what takes long to decode: the others
+        of the batch would wait for it.
+        """
+        quick = self._cores is not None and image.is_quick(data)
+        return Unread(data, max_pixels) if quick else None
+
     def caption(
         self,
-        images: Sequence[Tensor],
+        images: Sequence[Tensor | Unread],
         *,
         on_stage: OnStage = _nobody,
+        on_refused: OnRefused = _raised,
         wanted: beam.Wanted = beam.everybody,
         alone: bool = True,
     ) -> list[tuple[Caption, ...]]:
         """Caption one batch.
 
         Args:
-            images: from `read`.
-            on_stage: told about ``encode`` and ``search``: when each began and ended, on the
-                monotonic clock.
+            images: from `read` or `unread`.
+            on_stage: told about ``decode``, if there is what was unread, ``encode`` and
+                ``search``: when each began and ended, on the monotonic clock.
+            on_refused: told about uploads that are at fault; without it the first one's error is
+                raised.
             wanted: says whether somebody still waits for image b, and once it said no, says no for
                 ever; asked before the search and after every step of it, on a GPU before the batch.
             alone: whether the process has nothing else to do, see `device.Cores`.
 
         Returns:
-            Per image its candidates, best first, at most ``search.beam_width``. Whom nobody waits
-            for may get none.
+            Per image its candidates, best first, at most ``search.beam_width``. What was refused
+            gets none, and whom nobody waits for may get none.
 
         Raises:
             OutOfMemory: the batch does not fit into the device; a smaller one may.
@@ -193,12 +213,19 @@ class Captioner:
             told = captions_.told(findings.found, self.vocabulary)
             for b, candidates in zip(findings.images, told, strict=True):
                 captions[b] = candidates
+        for b, error in findings.refused.items():
+            on_refused(b, error)
         return captions
 
     def find(
-        self, images: Sequence[Tensor], *, on_stage: OnStage, wanted: beam.Wanted, alone: bool
+        self,
+        images: Sequence[Tensor | Unread],
+        *,
+        on_stage: OnStage,
+        wanted: beam.Wanted,
+        alone: bool,
     ) -> Findings:
-        """Do of `caption` what needs the network."""
+        """Do of `caption` what needs the device."""
         if self._cores is None:
             return self._find_here(images, on_stage, wanted)
         with self._cores.granted(alone=alone) as share:
@@ -208,42 +235,57 @@ class Captioner:
                 return self._find_here(images, on_stage, wanted)
 
     def _find_here(
-        self, images: Sequence[Tensor], on_stage: OnStage, wanted: beam.Wanted
+        self, images: Sequence[Tensor | Unread], on_stage: OnStage, wanted: beam.Wanted
     ) -> Findings:
         return device_.guarded(partial(self._find, images, on_stage, wanted))
 
     @torch.inference_mode()
-    def _find(self, images: Sequence[Tensor], on_stage: OnStage, wanted: beam.Wanted) -> Findings:
-        if self._recorder is not None:
-            return self._find_recorded(self._recorder, images, on_stage, wanted)
+    def _find(
+        self, images: Sequence[Tensor | Unread], on_stage: OnStage, wanted: beam.Wanted
+    ) -> Findings:
+        ready, refused = self._read_all(images, on_stage, wanted)
+        if self._recorder is None:
+            staying, found = self._find_in_steps(ready, on_stage, wanted)
+        else:
+            staying, found = _find_recorded(self._recorder, ready, on_stage, wanted)
+        return Findings(staying, found, refused)
+
+    def _read_all(
+        self, images: Sequence[Tensor | Unread], on_stage: OnStage, wanted: beam.Wanted
+    ) -> tuple[dict[int, Tensor], dict[int, ImageError]]:
+        """Read what somebody waits for; give what is ready then, and what is at fault."""
+        ready: dict[int, Tensor] = {}
+        refused: dict[int, ImageError] = {}
         began_s = time.monotonic()
-        features_BRD = self.network.encoder(torch.stack(list(images)).to(self.device))
-        encoded_s = time.monotonic()
-        staying, found = [b for b in range(len(images)) if wanted(b)], None
-        if staying:
-            beams = self._search(features_BRD[staying], wanted=lambda n: wanted(staying[n]))
-            found = Found.of(beams)
+        for b, each in enumerate(images):
+            if not isinstance(each, Unread):
+                ready[b] = each
+            elif wanted(b):
+                try:
+                    ready[b] = self.read(each.data, max_pixels=each.max_pixels)
+                except ImageError as error:
+                    refused[b] = error.with_traceback(None)
+        if any(isinstance(each, Unread) for each in images):
+            on_stage("decode", began_s, time.monotonic())
+        return ready, refused
+
+    def _find_in_steps(
+        self, ready: dict[int, Tensor], on_stage: OnStage, wanted: beam.Wanted
+    ) -> tuple[list[int], Found | None]:
+        """Find the captions of the images that somebody still waits for after the encoder."""
+        staying, found = list(ready), None
+        began_s = encoded_s = time.monotonic()
+        if ready:
+            features_BRD = self.network.encoder(torch.stack(list(ready.values())).to(self.device))
+            encoded_s = time.monotonic()
+            rows = [n for n, b in enumerate(ready) if wanted(b)]
+            staying = [staying[n] for n in rows]
+            if rows:
+                beams = self._search(features_BRD[rows], wanted=lambda n: wanted(staying[n]))
+                found = Found.of(beams)
         on_stage("encode", began_s, encoded_s)
         on_stage("search", encoded_s, time.monotonic())
-        return Findings(staying, found)
-
-    def _find_recorded(
-        self,
-        recorder: recorded.Recorder,
-        images: Sequence[Tensor],
-        on_stage: OnStage,
-        wanted: beam.Wanted,
-    ) -> Findings:
-        """Find the captions of the images that somebody still waits for, on a GPU."""
-        began_s, search_s = time.monotonic(), 0.0
-        staying, found = [b for b in range(len(images)) if wanted(b)], None
-        if staying:
-            beams, search_s = recorder.caption([images[b] for b in staying])
-            found = Found.of(beams)
-        ended_s = time.monotonic()
-        on_stage("encode", began_s, ended_s - search_s)
-        on_stage("search", ended_s - search_s, ended_s)
-        return Findings(staying, found)
+        return staying, found
 
     @torch.inference_mode()
     def caption_features(
@@ -317,6 +359,21 @@ def fastest_precision(device: str) -> Precision:
         return "bfloat16" if native else "float32"
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()  # noqa: SLF001
     return "bfloat16" if native and fused.available() else "float32"
+
+
+def _find_recorded(
+    recorder: recorded.Recorder, ready: dict[int, Tensor], on_stage: OnStage, wanted: beam.Wanted
+) -> tuple[list[int], Found | None]:
+    """Find the captions of the images that somebody still waits for, on a GPU."""
+    began_s, search_s = time.monotonic(), 0.0
+    staying, found = [b for b in ready if wanted(b)], None
+    if staying:
+        beams, search_s = recorder.caption([ready[b] for b in staying])
+        found = Found.of(beams)
+    ended_s = time.monotonic()
+    on_stage("encode", began_s, ended_s - search_s)
+    on_stage("search", ended_s - search_s, ended_s)
+    return staying, found
 
 
 def _with_nvjpeg(gpu: torch.device) -> torch.device | None:

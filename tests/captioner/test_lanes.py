@@ -121,7 +121,7 @@ class Odd:
             on_stage("gave up", 0.0, ends_s - time.monotonic())
         time.sleep(0.1)
         on_stage(str(os.getpid()), float(torch.get_num_threads()), 0.0)
-        return Findings([], None)
+        return Findings([], None, {})
 
     RAISES, DIES, WAITS = 1, 2, 3
 
