@@ -301,9 +301,10 @@ class MicroBatcher(Generic[In, Out]):
         expected = waiting
         if 0 < waiting < self._ceiling.now and self._is_patient():
             expected += self._coming + self._company.due
-        lanes = max(1, min(len(self._lanes) - len(self._batches), expected // worth))
-        most = min(self._ceiling.now, math.ceil(expected / lanes))
-        if waiting < most:
+        total = expected + sum(map(len, self._batches))
+        lanes = max(1, min(len(self._lanes), total // worth))
+        most = min(self._ceiling.now, math.ceil(total / lanes))
+        if waiting < min(most, expected):
             return []
         batch: list[_Item[In, Out]] = []
         while self._queue and len(batch) < most:

@@ -482,6 +482,18 @@ async def test_free_lanes_share_what_waits():
         assert await asyncio.gather(*callers) == [1, 4, 9, 16, 25]
 
 
+async def test_a_lane_leaves_the_other_its_share_of_what_is_under_way_and_waits():
+    run = Squares()
+    async with batching(run, max_batch=8, lanes=2) as batcher:
+        callers = [await busy(batcher, run)]
+        callers += await submit_all(batcher, range(2, 9))
+        await asyncio.sleep(0)
+        assert run.batches == [[1], [2, 3, 4, 5]]  # four of eight
+        run.gate.set()
+        assert await asyncio.gather(*callers) == [n**2 for n in range(1, 9)]
+    assert run.batches[2:] == [[6, 7, 8]]
+
+
 async def test_a_batch_that_fails_in_one_lane_leaves_the_other_alone():
     first, second = asyncio.Event(), asyncio.Event()
 
