@@ -67,7 +67,15 @@ class FakeCaptioner:
     def unread(self, data, *, max_pixels):
         return Unread(data, max_pixels) if self.reads_batches else None
 
-    def caption(self, images, *, on_stage, on_refused, wanted=lambda _: True, alone=True):
+    def caption(
+        self,
+        images,
+        *,
+        on_stage=lambda *_: None,
+        on_refused=lambda *_: None,
+        wanted=lambda _: True,
+        alone=True,
+    ):
         images = list(images)
         for n, each in enumerate(images):
             if isinstance(each, Unread):
