@@ -12,7 +12,6 @@ import io
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from itertools import islice
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -56,6 +55,7 @@ _JPEG_KEPT = frozenset({*range(0xC0, 0xD0), 0xDB, 0xDD, 0xE0, 0xEE} - {0xC8})
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _JPEG_SEQUENTIAL = frozenset({0xC0, 0xC1})
 _JPEG_BARE = frozenset({0x00, 0x01, *range(0xD0, 0xDA)})  # markers without a length
+_JPEG_NO_SEGMENT = _JPEG_BARE | {0xFF}
 _JPEG_IN_SCAN = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
 _END = b"\xff\xd9"
 _EXIF = b"Exif\0\0"
@@ -118,20 +118,27 @@ def is_quick(data: bytes) -> bool:
     """Say from the header alone whether decoding takes some ten milliseconds at most.
 
     So does a JPEG of a camera's size in one scan. What comes in many scans, or is compressed as
-    PNG and WebP are, can take seconds.
+    PNG and WebP are, can take seconds. The look itself is short whatever the bytes are: it ends at
+    the first thing between two segments.
     """
     if len(data) > _QUICK_BYTES or not data.startswith(_JPEG_MAGIC):
         return False
-    frames = []
-    for marker, start, end in islice(_jpeg_segments(data), _MOST_SEGMENTS):
-        if marker in _JPEG_FRAMES:
-            frames.append(data[start:end])
-        elif marker == _SOS:
-            return _is_in_one_scan(frames, data[start : start + 5]) and (
-                int.from_bytes(frames[0][5:7], "big") * int.from_bytes(frames[0][7:9], "big")
-                <= _QUICK_PIXELS
-            )
+    at = 2
+    frames: list[bytes] = []
+    for _ in range(_MOST_SEGMENTS):
+        head = data[at : at + 10]
+        if len(head) < 10 or head[0] != 0xFF or head[1] in _JPEG_NO_SEGMENT:
+            return False
+        if head[1] == _SOS:
+            return _is_in_one_scan(frames, head[:5]) and _pixels(frames[0]) <= _QUICK_PIXELS
+        if head[1] in _JPEG_FRAMES:
+            frames.append(head)
+        at += 2 + int.from_bytes(head[2:4], "big")
     return False
+
+
+def _pixels(frame: bytes) -> int:
+    return int.from_bytes(frame[5:7], "big") * int.from_bytes(frame[7:9], "big")
 
 
 def fit(image_CHW: Tensor, *, size_px: int, how: Fit) -> Tensor:

@@ -81,6 +81,27 @@ def test_a_second_frame_does_not_hide_a_progressive_one():
         assert not is_quick(sequential[:where] + frame + sequential[where:])
 
 
+class Counted(bytes):
+    """Counts how often it is looked into."""
+
+    looks = 0
+
+    def __getitem__(self, where):
+        self.looks += 1
+        return super().__getitem__(where)
+
+
+@pytest.mark.parametrize(
+    "junk",
+    [b"\xff", b"\xff\xd0", b"\xff\0", b"\xff\xe1\0\2", b"\xff\xe1\0\0", b"x"],
+    ids=["fill", "restarts", "stuffing", "segments", "no length", "text"],
+)
+def test_a_look_is_short_whatever_the_bytes_are(junk):
+    data = Counted(JPEG[:2] + junk * (2**20 // len(junk)) + JPEG[2:])
+    assert not is_quick(data)
+    assert data.looks < 100
+
+
 @pytest.mark.parametrize("alone", [True, False])
 def test_what_a_batch_reads_gets_the_captions_of_what_was_read_before(here, apart, alone):
     uploads = [photo(seed, kind="JPEG") for seed in range(MOST)]
