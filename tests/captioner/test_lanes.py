@@ -18,28 +18,14 @@ from app.captioner.errors import CheckpointError, DeviceFault
 from app.captioner.lanes import Lanes, _Lane
 from app.captioner.pipeline import Captioner
 from processes import is_running, wants_proc
-from tiny import SIZE_PX, photo, save_tiny_checkpoint
+from tiny import SIZE_PX, photo
 
-CORES, MOST = 2, 4
-
-
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory):
-    return save_tiny_checkpoint(tmp_path_factory.mktemp("store"))
+CORES, MOST = 2, 4  # as `apart` has
 
 
 @pytest.fixture(scope="module")
 def here(directory):
     return Captioner.load(directory)
-
-
-@pytest.fixture(scope="module")
-def apart(directory):
-    captioner = Captioner.load_in_lanes(
-        directory, precision="float32", cores=CORES, most_images=MOST
-    )
-    yield captioner
-    captioner.close()
 
 
 @pytest.fixture

@@ -8,30 +8,16 @@ from PIL import Image
 from app.captioner.errors import ImageTooLarge, UndecodableImage
 from app.captioner.image import Unread, is_quick
 from app.captioner.pipeline import Captioner
-from tiny import photo, save_tiny_checkpoint
+from tiny import photo
 
 MAX_PIXELS = 10_000
-CORES, MOST = 2, 4
+MOST = 4  # as `apart` has
 JPEG = photo(kind="JPEG")
-
-
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory):
-    return save_tiny_checkpoint(tmp_path_factory.mktemp("store"))
 
 
 @pytest.fixture(scope="module")
 def here(directory):
     return Captioner.load(directory, cores=1)
-
-
-@pytest.fixture(scope="module")
-def apart(directory):
-    captioner = Captioner.load_in_lanes(
-        directory, precision="float32", cores=CORES, most_images=MOST
-    )
-    yield captioner
-    captioner.close()
 
 
 def jpeg(width=64, height=48, mode="RGB", **options):
