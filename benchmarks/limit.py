@@ -69,19 +69,11 @@ def medians_ms(steps: Mapping[Key, Step], repeats: int, device: torch.device) ->
     return {key: statistics.median(taken_s[key]) / step.images * 1e3 for key, step in steps.items()}
 
 
-def taken_s(
-    captioner: Captioner, batches: Sequence[Sequence[bytes]], seconds: float
-) -> list[float]:
-    """Decode and caption one batch after another for so long, and give the seconds of each."""
-    taken: list[float] = []
-    ends_s = time.perf_counter() + seconds
-    for batch in itertools.cycle(batches):
-        began_s = time.perf_counter()
-        captioner.caption([captioner.read(photo, max_pixels=MAX_PIXELS) for photo in batch])
-        taken.append(time.perf_counter() - began_s)
-        if time.perf_counter() > ends_s:
-            break
-    return taken
+def taken_s(captioner: Captioner, photos: Sequence[bytes]) -> float:
+    """Give the seconds in which a batch is decoded and captioned."""
+    began_s = time.perf_counter()
+    captioner.caption([captioner.read(photo, max_pixels=MAX_PIXELS) for photo in photos])
+    return time.perf_counter() - began_s
 
 
 def whole_per_s(captioner: Captioner, photos: Sequence[bytes], batch: int, seconds: float) -> float:
@@ -89,7 +81,12 @@ def whole_per_s(captioner: Captioner, photos: Sequence[bytes], batch: int, secon
 
     A median would leave out what other users of the machine take, and a server cannot.
     """
-    return batch / statistics.mean(taken_s(captioner, [filled(photos, batch)], seconds))
+    full, times = filled(photos, batch), 0
+    began_s = time.perf_counter()
+    while not times or time.perf_counter() < began_s + seconds:
+        taken_s(captioner, full)
+        times += 1
+    return batch * times / (time.perf_counter() - began_s)
 
 
 def filled(images: Sequence[Image], batch: int) -> list[Image]:

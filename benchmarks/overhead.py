@@ -8,10 +8,15 @@ Run: .venv/bin/python benchmarks/overhead.py photo.jpg [more.jpg ...]
 import argparse
 import os
 import statistics
-from collections.abc import Callable, Sequence
-from functools import partial
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from http import HTTPStatus
+from itertools import cycle
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Self
+
+import uvloop
 
 import load
 import result
@@ -24,6 +29,7 @@ from servers import (
     Conditions,
     Contender,
     Server,
+    Unavailable,
     absolute,
     add_precision,
     check_captions,
@@ -33,19 +39,29 @@ from servers import (
 
 TIMEOUT_S = 60.0
 START_S = 300.0
+IN_A_ROW = 6
 NAMED = ("threads", "precision", "clients", "rounds", "seconds")
 
 
 class OneClient(NamedTuple):
-    """Median milliseconds of one caption, without the service and with it."""
+    """Median milliseconds of one caption.
+
+    Attributes:
+        bare_ms: without the service.
+        service_ms: with it.
+        more_ms: what the service adds, in the median of the pairs.
+    """
 
     bare_ms: float
     service_ms: float
+    more_ms: float
 
-    @property
-    def more_ms(self) -> float:
-        """What the service adds."""
-        return self.service_ms - self.bare_ms
+    @classmethod
+    def of(cls, pairs: Sequence[tuple[float, float]]) -> Self:
+        """Sum up pairs of neighbours in time, without the service and with it, in ms."""
+        bare_ms, service_ms = zip(*pairs, strict=True)
+        more_ms = [with_it - without for without, with_it in pairs]
+        return cls(*map(statistics.median, (bare_ms, service_ms, more_ms)))
 
 
 class ManyClients(NamedTuple):
@@ -63,15 +79,45 @@ class ManyClients(NamedTuple):
 Row = tuple[OneClient, ManyClients]
 
 
-def bare_ms(captioner: Captioner, photos: Sequence[bytes], seconds: float) -> float:
-    """Decode and caption one photo after another for so long, and give the median."""
-    return statistics.median(taken_s(captioner, [[photo] for photo in photos], seconds)) * 1e3
+async def pairs_ms(
+    captioner: Captioner, server: Server, photos: Sequence[bytes], seconds: float
+) -> list[tuple[float, float]]:
+    """Caption a photo a few times without the service, then with it, then the next photo.
+
+    Seconds apart, a shared machine has changed its speed by more than the service costs.
+
+    Raises:
+        Unavailable: the service refuses a photo.
+    """
+    pairs: list[tuple[float, float]] = []
+    ends_s = time.perf_counter() + seconds
+    with closing(load.Connection(server.port)) as connection:
+        for photo, post in cycle(zip(photos, server.posts(photos), strict=True)):
+            bare_s = [taken_s(captioner, [photo]) for _ in range(IN_A_ROW)]
+            service_s = [await _asked_s(connection, post) for _ in range(IN_A_ROW)]
+            # the first of a row finds the caches full of what the other side left
+            pairs.append((_median_ms(bare_s[1:]), _median_ms(service_s[1:])))
+            if time.perf_counter() > ends_s:
+                break
+    return pairs
+
+
+def _median_ms(seconds: Sequence[float]) -> float:
+    return statistics.median(seconds) * 1e3
+
+
+async def _asked_s(connection: load.Connection, post: load.Post) -> float:
+    began_s = time.perf_counter()
+    status, _ = await connection.ask(post)
+    if status != HTTPStatus.OK:
+        raise Unavailable(f"answered a photo with {status}")
+    return time.perf_counter() - began_s
 
 
 def measured(
     captioner: Captioner, photos: dict[int, list[bytes]], args: argparse.Namespace
 ) -> dict[int, Row]:
-    """Let pipeline and service take turns, and give by size the round of the median each.
+    """Let pipeline and service take turns, and give what one client and many saw, by size.
 
     Raises:
         Unavailable: the service does not start, or says something else than the captioner.
@@ -79,47 +125,33 @@ def measured(
     conditions = Conditions(
         args.checkpoint, args.threads, TIMEOUT_S, START_S, Path(), args.precision
     )
-    one: dict[int, list[OneClient]] = {size: [] for size in photos}
+    one: dict[int, list[tuple[float, float]]] = {size: [] for size in photos}
     many: dict[int, list[ManyClients]] = {size: [] for size in photos}
     with serving(Contender(OURS, "captioner"), conditions) as server:
         for each in photos.values():
             check_captions(server, each, [_said(captioner, photo) for photo in each])
         for _ in range(args.rounds):
             for size, each in photos.items():
-                bare = partial(bare_ms, captioner, each)
-                seen, taken_ms = _turn(bare, server, server.posts(each), 1, args.seconds)
-                one[size].append(OneClient(taken_ms, seen.p50_ms))
-                bare = partial(whole_per_s, captioner, each, MAX_BATCH)
-                seen, per_s = _turn(bare, server, server.posts(each), args.clients, args.seconds)
-                many[size].append(ManyClients(per_s, seen.per_s))
-    return {
-        size: (
-            middle(one[size], lambda turn: turn.more_ms),
-            middle(many[size], lambda turn: turn.share),
-        )
-        for size in photos
-    }
+                one[size] += uvloop.run(pairs_ms(captioner, server, each, args.seconds))
+                many[size].append(_turn(captioner, server, each, args))
+    return {size: (OneClient.of(one[size]), middle(many[size])) for size in photos}
 
 
 def _turn(
-    bare: Callable[[float], float],
-    server: Server,
-    posts: Sequence[load.Post],
-    clients: int,
-    seconds: float,
-) -> tuple[load.Outcome, float]:
+    captioner: Captioner, server: Server, photos: Sequence[bytes], args: argparse.Namespace
+) -> ManyClients:
     """Measure the pipeline before and after the service: a shared machine changes its speed."""
-    before = bare(seconds / 2)
-    seen = load.closed_loop(server.port, posts, concurrency=clients, seconds=seconds)
-    return seen, (before + bare(seconds / 2)) / 2
+    before = whole_per_s(captioner, photos, MAX_BATCH, args.seconds / 2)
+    seen = load.closed_loop(
+        server.port, server.posts(photos), concurrency=args.clients, seconds=args.seconds
+    )
+    after = whole_per_s(captioner, photos, MAX_BATCH, args.seconds / 2)
+    return ManyClients((before + after) / 2, seen.per_s)
 
 
-Turn = TypeVar("Turn")
-
-
-def middle(turns: Sequence[Turn], by: Callable[[Turn], float]) -> Turn:
-    """Give the turn whose figure is the median one."""
-    return sorted(turns, key=by)[len(turns) // 2]
+def middle(rounds: Sequence[ManyClients]) -> ManyClients:
+    """Give the round with the median share."""
+    return sorted(rounds, key=lambda each: each.share)[len(rounds) // 2]
 
 
 def _said(captioner: Captioner, photo: bytes) -> str:
@@ -131,7 +163,7 @@ def table_of(rows: dict[int, Row], clients: int) -> list[str]:
     batches = f"the pipeline in batches of {MAX_BATCH}"
     head = ("px", "pipeline", "service", "more", "pipeline/s", "service/s", "share")
     return [
-        "one client: milliseconds of a caption; the round with the median difference",
+        "one client: milliseconds of a caption in turns with the pipeline, medians",
         f"{clients} clients: photos a second, {batches}; the round with the median share",
         "{:>6}{:>10}{:>10}{:>8}{:>12}{:>11}{:>8}".format(*head),
         *(
@@ -157,7 +189,7 @@ def main() -> None:
         "rows": [
             {
                 "px": size,
-                "one": {**one._asdict(), "more_ms": one.more_ms},
+                "one": one._asdict(),
                 "many": {**many._asdict(), "share": many.share},
             }
             for size, (one, many) in rows.items()

@@ -19,6 +19,7 @@ from types import SimpleNamespace
 import pytest
 import skimage
 import torch
+import uvloop
 from PIL import Image
 
 from app.captioner import checkpoint, compiled
@@ -564,17 +565,13 @@ def test_no_peer_is_measured_while_it_works_off_who_has_left(monkeypatch):
 # --- with a service and without -----------------------------------------------------------------
 
 
-def test_the_round_of_the_median_is_told():
-    one = [overhead.OneClient(10, 19), overhead.OneClient(20, 22), overhead.OneClient(30, 33)]
-    many = [overhead.ManyClients(50, 50), overhead.ManyClients(50, 40), overhead.ManyClients(50, 9)]
-    row = (
-        overhead.middle(one, lambda turn: turn.more_ms),
-        overhead.middle(many, lambda turn: turn.share),
-    )
-    assert row == ((30, 33), (50, 40))
-    *_, head, line = overhead.table_of({640: row}, clients=16)
+def test_medians_are_told():
+    one = overhead.OneClient.of([(10, 19), (20, 22), (30, 33)])
+    many = overhead.middle([overhead.ManyClients(50, per_s) for per_s in (50, 40, 9)])
+    assert (one, many) == ((20, 22, 3), (50, 40))
+    *_, head, line = overhead.table_of({640: (one, many)}, clients=16)
     assert head.split() == ["px", "pipeline", "service", "more", "pipeline/s", "service/s", "share"]
-    assert line.split() == ["640", "30.0", "33.0", "3.0", "50.0", "40.0", "0.80"]
+    assert line.split() == ["640", "20.0", "22.0", "3.0", "50.0", "40.0", "0.80"]
 
 
 def test_a_rate_is_photos_over_time():
@@ -608,9 +605,11 @@ def test_pipeline_and_service_take_turns(picky, monkeypatch):
     )
     rows = overhead.measured(bare, {64: [b"a1", b"a2"]}, args)
     assert list(rows) == [64]
-    assert all(figure > 0 for turn in rows[64] for figure in turn)
+    one, many = rows[64]
+    assert all(figure > 0 for figure in (one.bare_ms, one.service_ms, *many))
     assert turns[0] == "served"
-    assert turns.count("bare") >= 2 + 4 * args.rounds  # each photo is compared first
+    # each photo is compared first
+    assert turns.count("bare") >= 2 + (overhead.IN_A_ROW + 2) * args.rounds
 
 
 def test_a_service_that_says_something_else_is_not_measured(picky, monkeypatch):
@@ -623,6 +622,13 @@ def test_a_service_that_says_something_else_is_not_measured(picky, monkeypatch):
     )
     with pytest.raises(servers.Unavailable, match="'dog' instead of 'cat'"):
         overhead.measured(bare, {64: [b"a1"]}, args)
+
+
+def test_a_service_that_refuses_a_photo_is_not_timed(picky):
+    server = SimpleNamespace(port=picky, posts=lambda photos: posts(*photos))
+    bare = SimpleNamespace(read=lambda photo, **_: photo, caption=lambda _: None)
+    with pytest.raises(servers.Unavailable, match="503"):
+        uvloop.run(overhead.pairs_ms(bare, server, [b"no photo"], 1.0))
 
 
 def test_without_psutil_no_server_is_started(monkeypatch):
