@@ -64,7 +64,8 @@ def create_app(settings: Settings, *, captioner: "Captioner | None" = None) -> F
         redoc_url=None,
         redirect_slashes=False,
         routes=api.router.routes,  # an included router would look each path up twice
-        telemetry={"tracing": False},  # a request leaves one span, and ``exchange`` makes it
+        # what a request leaves behind, ``exchange`` makes
+        telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.door = door
     app.state.tracing = Tracing(os.environ)
