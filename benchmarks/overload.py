@@ -111,7 +111,7 @@ def main() -> None:
     stop_servers_when_ended()
     photos = load.photos(args.photos, args.size)
     conditions = conditions_of(args, args.deadline_s)
-    contenders = contenders_of(args.peers, [args.engine])
+    contenders = contenders_of(args.peers, [args.engine], args.services)
     versions, reasons = installed(contenders, conditions)
     rows: dict[tuple[Contender, float], tuple[float, Row]] = {}
     for contender in contenders:

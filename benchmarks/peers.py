@@ -100,7 +100,7 @@ def main() -> None:
         for size, each in photos.items()
     }
     conditions = conditions_of(args, args.timeout_s)
-    contenders = contenders_of(args.peers, args.engines)
+    contenders = contenders_of(args.peers, args.engines, args.services)
     versions, reasons = installed(contenders, conditions)
     rows: dict[Key, list[Row]] = defaultdict(list)
     limits: dict[int, list[float]] = defaultdict(list)

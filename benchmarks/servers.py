@@ -21,6 +21,7 @@ from app.settings import PROJECT_ROOT, Settings
 
 SERVERS = Path(__file__).resolve().parent / "peers"
 OURS = "caption-service"
+BALANCED = "haproxy"
 ENGINES = ("plain", "captioner")
 MAX_BATCH = 8
 STOP_S = 20.0
@@ -84,7 +85,11 @@ PEERS = {
         form="raw",
     ),
 }
-OUR_SERVER = Peer((), ("-m", "app.cli", "serve"), path="/v1/captions")
+SERVICE = {
+    OURS: Peer((), ("-m", "app.cli", "serve"), path="/v1/captions"),
+    BALANCED: Peer((), (str(SERVERS / "haproxy_server.py"),), path="/v1/captions"),
+}
+"""Ours: one service, and several behind HAProxy."""
 
 
 class Contender(NamedTuple):
@@ -107,6 +112,7 @@ class Conditions(NamedTuple):
         device: of torch.
         batch: most images that go through the network together.
         decoders: threads or processes that decode, where a server has such.
+        services: of ours, behind HAProxy.
     """
 
     checkpoint: Path
@@ -118,6 +124,11 @@ class Conditions(NamedTuple):
     device: str = "cpu"
     batch: int = MAX_BATCH
     decoders: int = 2
+    services: int = 1
+
+
+def _peer(name: str) -> Peer:
+    return {**PEERS, **SERVICE}[name]
 
 
 # --- environments -------------------------------------------------------------------------------
@@ -129,7 +140,7 @@ def python_of(name: str, cache: Path) -> Path:
     Raises:
         Unavailable: pip could not install it.
     """
-    peer = PEERS.get(name, OUR_SERVER)
+    peer = _peer(name)
     if not peer.packages:
         return Path(sys.executable)
     return environment(name, peer.packages, cache)
@@ -166,7 +177,7 @@ def _checked(command: Sequence[str | Path]) -> None:
 
 def version_of(name: str, python: Path) -> str:
     """Give the installed version of a peer."""
-    package = OURS if name == OURS else (PEERS[name].packages or (name,))[0].partition("[")[0]
+    package = OURS if name in SERVICE else (PEERS[name].packages or (name,))[0].partition("[")[0]
     code = f"from importlib.metadata import version; print(version({package!r}))"
     ran = subprocess.run([python, "-c", code], capture_output=True, text=True, check=False)
     return ran.stdout.strip() or "?"
@@ -196,7 +207,7 @@ def serving(contender: Contender, conditions: Conditions) -> Iterator[Server]:
             what ends it.
     """
     psutil = _psutil()
-    peer = PEERS.get(contender.name, OUR_SERVER)
+    peer = _peer(contender.name)
     python = python_of(contender.name, conditions.cache)
     port = load.free_port()
     filled = {"port": port, "timeout_ms": round(conditions.timeout_s * 1e3)}
@@ -238,6 +249,7 @@ def _environment(
         "CAPTION_DEADLINE_S": conditions.timeout_s,
         "CAPTION_BODY_TIMEOUT_S": min(conditions.timeout_s, 20.0),
         "CAPTION_DRAIN_DELAY_S": 0,
+        "BENCH_SERVICES": conditions.services,
     }
     theirs = {
         "BENCH_ENGINE": contender.engine,
@@ -250,7 +262,7 @@ def _environment(
         "BENCH_TIMEOUT_S": conditions.timeout_s,
         "BENCH_PRECISION": conditions.precision,
     }
-    settings = ours if contender.name == OURS else theirs
+    settings = ours if contender.name in SERVICE else theirs
     return {
         **kept,
         **{name: str(value) for name, value in settings.items()},
@@ -342,13 +354,17 @@ def conditions_of(args: argparse.Namespace, timeout_s: float) -> Conditions:
         args.device,
         args.batch,
         args.decoders,
+        args.services,
     )
 
 
-def contenders_of(peers: Sequence[str], engines: Sequence[str]) -> list[Contender]:
-    """Put our service in front of each chosen peer with each chosen engine."""
+def contenders_of(
+    peers: Sequence[str], engines: Sequence[str], services: int = 1
+) -> list[Contender]:
+    """Put our service, and several of them, in front of each chosen peer with each engine."""
+    ours = [OURS, BALANCED] if services > 1 else [OURS]
     theirs = [Contender(peer, engine) for peer in peers for engine in engines]
-    return [Contender(OURS, "captioner"), *theirs]
+    return [*(Contender(name, "captioner") for name in ours), *theirs]
 
 
 def installed(
@@ -386,6 +402,7 @@ def shared_arguments(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--device", default="cpu", help="of torch: cpu or cuda")
     parser.add_argument("--batch", type=int, default=MAX_BATCH, help="of every server, at most")
     parser.add_argument("--decoders", type=int, default=2, help="threads or processes that decode")
+    parser.add_argument("--services", type=int, default=1, help="of ours, behind HAProxy as well")
     parser.add_argument("--start-s", type=float, default=300, help="until a server answers")
     add_precision(parser)
     result.add_output(parser)

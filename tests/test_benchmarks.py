@@ -307,11 +307,13 @@ def test_ours_comes_first_and_each_peer_once_with_each_engine():
     chosen = servers.contenders_of(["litserve", "mosec"], ["plain", "captioner"])
     assert chosen[0] == (servers.OURS, "captioner")
     assert len(set(chosen)) == len(chosen) == 5
+    with_several = servers.contenders_of(["mosec"], ["plain"], services=4)
+    assert [name for name, _ in with_several] == [servers.OURS, servers.BALANCED, "mosec"]
 
 
 def test_every_peer_has_its_server():
     files = {path.stem for path in servers.SERVERS.glob("*_server.py")}
-    assert files == {f"{name}_server" for name in servers.PEERS}
+    assert files == {f"{name}_server" for name in (servers.BALANCED, *servers.PEERS)}
 
 
 def test_the_size_of_the_install_counts_what_is_required_and_no_more():

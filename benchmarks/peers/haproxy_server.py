@@ -1,0 +1,90 @@
+"""HAProxy in front of several of our services, which share threads and decoders out."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from urllib.error import URLError
+
+from app.settings import PROJECT_ROOT
+
+CONFIGURATION = PROJECT_ROOT / "deploy" / "balancer" / "haproxy.cfg"
+START_S = 300.0
+HOST = "127.0.0.1"
+
+
+def main() -> None:
+    """Serve until told to stop."""
+    haproxy = shutil.which("haproxy")
+    if haproxy is None:
+        raise SystemExit("there is no haproxy on the PATH")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    address = f"{HOST}:{os.environ['CAPTION_PORT']}"
+    with ExitStack() as stack:
+        ports = [_free_port() for _ in range(int(os.environ["BENCH_SERVICES"]))]
+        for port in ports:
+            stack.enter_context(
+                _running([sys.executable, "-m", "app.cli", "serve"], part(port, len(ports)))
+            )
+        for port in ports:
+            _wait_until_ready(port)
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        services = Path(folder, "services.cfg")
+        services.write_text(backend(ports), encoding="utf-8")
+        command = [haproxy, "-db", "-f", str(CONFIGURATION), "-f", str(services)]
+        balancer = stack.enter_context(_running(command, {"BALANCER_ADDRESS": address}))
+        balancer.wait()
+
+
+def backend(ports: list[int]) -> str:
+    """Give the part of the configuration that says who the services are."""
+    servers = [f"    server service-{port} {HOST}:{port}" for port in ports]
+    return "\n".join(["backend services", *servers, ""])
+
+
+def _free_port() -> int:
+    with socket.create_server((HOST, 0)) as free:
+        port: int = free.getsockname()[1]
+    return port
+
+
+def part(port: int, services: int) -> dict[str, str]:
+    """Give a service its part of the machine."""
+    shared = ("CAPTION_TORCH_THREADS", "CAPTION_DECODE_THREADS")
+    parts = {name: str(max(1, int(os.environ[name]) // services)) for name in shared}
+    return {**parts, "CAPTION_PORT": str(port)}
+
+
+@contextmanager
+def _running(
+    command: list[str], environment: dict[str, str]
+) -> Iterator["subprocess.Popen[bytes]"]:
+    with subprocess.Popen(command, env={**os.environ, **environment}) as process:
+        try:
+            yield process
+        finally:
+            process.terminate()
+
+
+def _wait_until_ready(port: int) -> None:
+    ends_s = time.monotonic() + START_S
+    while time.monotonic() < ends_s:
+        try:
+            urllib.request.urlopen(f"http://{HOST}:{port}/readyz", timeout=5).close()
+        except (URLError, OSError):
+            time.sleep(0.2)
+        else:
+            return
+    raise SystemExit(f"a service was not ready within {START_S:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
