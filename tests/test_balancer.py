@@ -120,6 +120,7 @@ def test_services_share_the_machine_out(monkeypatch):
     }
 
 
+@pytest.mark.slow
 @needs_haproxy
 def test_requests_are_shared_out_and_a_restart_loses_none(checkpoint, tmp_path):  # noqa: F811
     folders = [tmp_path / name for name in ("one", "two")]
