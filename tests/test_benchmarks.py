@@ -557,11 +557,12 @@ def test_no_peer_is_measured_while_it_works_off_who_has_left(monkeypatch):
     did = []
     monkeypatch.setattr(load, "closed_loop", lambda *_, **__: did.append("load"))
     monkeypatch.setattr(load, "let_it_rest", lambda *_, **__: did.append("rest"))
-    monkeypatch.setattr(peers, "measured", lambda *_: did.append("measure"))
+    monkeypatch.setattr(peers, "measured", lambda *asked: did.append(("measure", *asked[2:])))
     server = SimpleNamespace(port=1, posts=list)
     args = argparse.Namespace(concurrencies=[1, 64], warm_up_s=1.0, seconds=1.0, timeout_s=1.0)
     list(peers._measured(server, {80: [b"a"], 160: [b"b"]}, args))
-    assert did == ["load", *["rest", "measure"] * 4]
+    lone, many = ("measure", 1, peers.LONE_TIMES * 1.0), ("measure", 64, 1.0)
+    assert did == ["load", *["rest", lone, "rest", many] * 2]
 
 
 # --- with a service and without -----------------------------------------------------------------
