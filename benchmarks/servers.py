@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -176,11 +177,24 @@ def _checked(command: Sequence[str | Path]) -> None:
 
 
 def version_of(name: str, python: Path) -> str:
-    """Give the installed version of a peer."""
-    package = OURS if name in SERVICE else (PEERS[name].packages or (name,))[0].partition("[")[0]
+    """Give the installed version of a peer.
+
+    Raises:
+        Unavailable: there is no HAProxy.
+    """
+    if name == BALANCED:
+        return _version_of_haproxy()
+    package = OURS if name == OURS else (PEERS[name].packages or (name,))[0].partition("[")[0]
     code = f"from importlib.metadata import version; print(version({package!r}))"
     ran = subprocess.run([python, "-c", code], capture_output=True, text=True, check=False)
     return ran.stdout.strip() or "?"
+
+
+def _version_of_haproxy() -> str:
+    if shutil.which(BALANCED) is None:
+        raise Unavailable("there is no haproxy on the PATH")
+    ran = subprocess.run([BALANCED, "-v"], capture_output=True, text=True, check=False)
+    return ran.stdout.split()[2]  # HAProxy version 3.2.1-...
 
 
 # --- servers ------------------------------------------------------------------------------------

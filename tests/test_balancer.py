@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -22,6 +21,8 @@ from tiny import photo
 sys.path += [str(PROJECT_ROOT / "benchmarks"), str(PROJECT_ROOT / "benchmarks" / "peers")]
 
 import haproxy_server
+
+import load
 
 FOLDER = PROJECT_ROOT / "deploy" / "balancer"
 POLICY = (FOLDER / "haproxy.cfg").read_text(encoding="utf-8")
@@ -74,8 +75,7 @@ def test_haproxy_takes_the_files_of_compose():
 def balanced(ports, tmp_path):
     """HAProxy in front of these ports; gives its own address."""
     (tmp_path / "services.cfg").write_text(haproxy_server.backend(ports))
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        address = "{}:{}".format(*free.getsockname())
+    address = f"{load.HOST}:{load.free_port()}"
     command = [HAPROXY, "-db", "-f", FOLDER / "haproxy.cfg", "-f", tmp_path / "services.cfg"]
     environment = {**os.environ, "BALANCER_ADDRESS": address}
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as process:
@@ -128,9 +128,8 @@ def test_requests_are_shared_out_and_a_restart_loses_none(checkpoint, tmp_path):
         services = []
         for folder in folders:
             folder.mkdir()
-            services.append(
-                stack.enter_context(Process(checkpoint, folder, DRAIN_DELAY_S=4, DEVICE="cpu"))
-            )
+            service = Process(checkpoint, folder, DRAIN_DELAY_S=4)
+            services.append(stack.enter_context(service))
         for service in services:
             service.wait_for("/readyz", 200)
         url = stack.enter_context(balanced([service.port for service in services], tmp_path))

@@ -311,6 +311,15 @@ def test_ours_comes_first_and_each_peer_once_with_each_engine():
     assert [name for name, _ in with_several] == [servers.OURS, servers.BALANCED, "mosec"]
 
 
+def test_without_haproxy_the_others_are_measured(monkeypatch, tmp_path):
+    conditions = servers.Conditions(SHIPPED, 1, 1.0, 1.0, tmp_path, "float32", services=2)
+    contenders = servers.contenders_of([], [], services=2)
+    monkeypatch.setenv("PATH", "")
+    versions, reasons = servers.installed(contenders, conditions)
+    assert list(versions) == [servers.OURS]
+    assert reasons == {contenders[1]: "there is no haproxy on the PATH"}
+
+
 def test_every_peer_has_its_server():
     files = {path.stem for path in servers.SERVERS.glob("*_server.py")}
     assert files == {f"{name}_server" for name in (servers.BALANCED, *servers.PEERS)}

@@ -1,9 +1,7 @@
 """HAProxy in front of several of our services, which share threads and decoders out."""
 
 import os
-import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -14,22 +12,21 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from urllib.error import URLError
 
-from app.settings import PROJECT_ROOT
+sys.path[:0] = map(str, Path(__file__).resolve().parents[1:3])
+
+import load  # noqa: E402
+from app.settings import PROJECT_ROOT  # noqa: E402
 
 CONFIGURATION = PROJECT_ROOT / "deploy" / "balancer" / "haproxy.cfg"
 START_S = 300.0
-HOST = "127.0.0.1"
 
 
 def main() -> None:
     """Serve until told to stop."""
-    haproxy = shutil.which("haproxy")
-    if haproxy is None:
-        raise SystemExit("there is no haproxy on the PATH")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    address = f"{HOST}:{os.environ['CAPTION_PORT']}"
+    address = f"{load.HOST}:{os.environ['CAPTION_PORT']}"
     with ExitStack() as stack:
-        ports = [_free_port() for _ in range(int(os.environ["BENCH_SERVICES"]))]
+        ports = [load.free_port() for _ in range(int(os.environ["BENCH_SERVICES"]))]
         for port in ports:
             stack.enter_context(
                 _running([sys.executable, "-m", "app.cli", "serve"], part(port, len(ports)))
@@ -39,21 +36,15 @@ def main() -> None:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         services = Path(folder, "services.cfg")
         services.write_text(backend(ports), encoding="utf-8")
-        command = [haproxy, "-db", "-f", str(CONFIGURATION), "-f", str(services)]
+        command = ["haproxy", "-db", "-f", str(CONFIGURATION), "-f", str(services)]
         balancer = stack.enter_context(_running(command, {"BALANCER_ADDRESS": address}))
         balancer.wait()
 
 
 def backend(ports: list[int]) -> str:
     """Give the part of the configuration that says who the services are."""
-    servers = [f"    server service-{port} {HOST}:{port}" for port in ports]
+    servers = [f"    server service-{port} {load.HOST}:{port}" for port in ports]
     return "\n".join(["backend services", *servers, ""])
-
-
-def _free_port() -> int:
-    with socket.create_server((HOST, 0)) as free:
-        port: int = free.getsockname()[1]
-    return port
 
 
 def part(port: int, services: int) -> dict[str, str]:
@@ -78,7 +69,7 @@ def _wait_until_ready(port: int) -> None:
     ends_s = time.monotonic() + START_S
     while time.monotonic() < ends_s:
         try:
-            urllib.request.urlopen(f"http://{HOST}:{port}/readyz", timeout=5).close()
+            urllib.request.urlopen(f"http://{load.HOST}:{port}/readyz", timeout=5).close()
         except (URLError, OSError):
             time.sleep(0.2)
         else:
