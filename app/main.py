@@ -23,8 +23,10 @@ from starlette.exceptions import HTTPException
 from app import api, problems
 from app.api import Door
 from app.captioner import forking
+from app.connections import Connections, Listener, most_connections
 from app.exchange import RequestTelemetry
 from app.health import Health, State
+from app.http1 import Http1Connection
 from app.limits import Admission
 from app.problems import Problems
 from app.service import CaptionService
@@ -190,11 +192,39 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn whose signals are ours: at the first one it would stop accepting at once."""
+    """uvicorn whose connections are accepted by us, and whose signals are ours.
+
+    At the first signal it would stop accepting at once.
+    """
+
+    def __init__(self, config: uvicorn.Config, connections: Connections) -> None:
+        super().__init__(config)
+        self._connections = connections
+        self._listeners: list[Listener] = []
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets=[])
+        make: Callable[..., asyncio.Protocol] = self.config.http_protocol_class
+        protocol = partial(
+            make,
+            config=self.config,
+            server_state=self.server_state,
+            app_state=self.lifespan.state,
+        )
+        backlog = self.config.backlog
+        for bound in sockets or []:
+            listener = Listener(bound, self._connections, protocol, backlog=backlog)
+            self._listeners.append(listener)
+            listener.open()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for listener in self._listeners:
+            listener.close()
+        await super().shutdown(sockets)
 
 
 def serve(settings: Settings) -> int:
@@ -203,20 +233,37 @@ def serve(settings: Settings) -> int:
     A loop that stays away ends the process at once, with ``watchdog.EXIT_CODE``.
     """
     app = create_app(settings)
-    config = _uvicorn_config(app, settings)
+    connections = _connections(settings, app.state.door.telemetry)
+    config = _uvicorn_config(app, settings, connections)
     log.info("settings", **settings.model_dump(mode="json"))
     bound = config.bind_socket()
     with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
-        code = runner.run(_serve(_Server(config), app.state.door, bound))
+        code = runner.run(_serve(_Server(config, connections), app.state.door, bound))
     if app.state.door.health.heartbeat.busy:  # Python would wait for the thread, maybe for ever
         log.error("inference_thread_left_behind")
         os._exit(1)
     return code
 
 
-def _uvicorn_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
+def _connections(settings: Settings, telemetry: Telemetry) -> Connections:
+    connections = Connections(most_connections(settings.max_connections), telemetry)
+    telemetry.connections.set_function(lambda: len(connections))
+    telemetry.unread_bytes.set_function(lambda: connections.unread_bytes)
+    return connections
+
+
+def _uvicorn_config(app: FastAPI, settings: Settings, connections: Connections) -> uvicorn.Config:
+    """Give uvicorn's configuration, with the protocol class of ours."""
+    protocol = partial(
+        Http1Connection,
+        connections=connections,
+        head_timeout_s=settings.head_timeout_s,
+        idle_timeout_s=_KEEP_ALIVE_S,
+        send_timeout_s=settings.send_timeout_s,
+    )
     return uvicorn.Config(
         app,
+        http=protocol,  # type: ignore[arg-type] # called like a class
         host=settings.host,
         port=settings.port,
         lifespan="on",

@@ -2,6 +2,7 @@
 
 Exception                                 status  code
 ├── Refusal                                       the request itself is at fault
+│   ├── MalformedRequest                     400  malformed_request
 │   ├── MalformedBody                        400  malformed_body
 │   ├── Unauthorised                         401  unauthorised
 │   ├── SlowBody                             408  slow_body
@@ -10,7 +11,8 @@ Exception                                 status  code
 │   ├── UnsupportedMediaType                 415  unsupported_media_type
 │   ├── TooManyImages                        422  too_many_images
 │   ├── InvalidRequest                       422  invalid_request
-│   └── TooManyRequests                      429  too_many_requests
+│   ├── TooManyRequests                      429  too_many_requests
+│   └── HeadTooLarge                         431  head_too_large
 ├── HTTPException (404)                      404  not_found
 ├── HTTPException (405)                      405  method_not_allowed
 ├── ImageError                                    one image is at fault
@@ -26,6 +28,7 @@ Bodies are RFC 9457 problem details. Of an exception only its class, its limit a
 ImageError, whose text is fixed, its text are used.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -47,6 +50,18 @@ _MOST_ERRORS = 16  # an answer must not grow with what was asked
 
 class Refusal(Exception):
     """The request itself is at fault."""
+
+
+class MalformedRequest(Refusal):
+    """What came does not follow the syntax of HTTP/1.1."""
+
+
+class HeadTooLarge(Refusal):
+    """The head of the request has more than ``limit`` bytes, or too many fields."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(limit)
+        self.limit = limit
 
 
 class MalformedBody(Refusal):
@@ -122,6 +137,12 @@ NOT_READY = Kind(
     503, "not_ready", "Not ready", "The service is starting or going away; see /readyz."
 )
 KINDS: dict[type[Exception], Kind] = {
+    MalformedRequest: Kind(
+        400, "malformed_request", "Malformed request", "This is not HTTP/1.1 as RFC 9112 has it."
+    ),
+    HeadTooLarge: Kind(
+        431, "head_too_large", "Head too large", "Send fewer or shorter header fields."
+    ),
     MalformedBody: Kind(
         400, "malformed_body", "Malformed body", "The body does not follow its media type's syntax."
     ),
@@ -228,6 +249,20 @@ def response(
         headers={**_headers(error, body), **(headers or {})},
         media_type="application/problem+json",
     )
+
+
+def bare_answer(error: Exception, request_id: str) -> bytes:
+    """Give a whole HTTP/1.1 answer but for its status line: nothing but a connection is at hand."""
+    body = json.dumps(describe(error, request_id)).encode()
+    fields = {
+        "content-type": "application/problem+json",
+        "content-length": str(len(body)),
+        "cache-control": "no-store",
+        "connection": "close",
+        "x-request-id": request_id,
+    }
+    head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+    return head.encode() + b"\r\n" + body
 
 
 def _headers(error: Exception, body: Mapping[str, Any]) -> dict[str, str]:

@@ -51,6 +51,7 @@ class Settings(BaseSettings):
     max_inflight_requests: Count = 256
     max_inflight_bytes: Count = 256 * 2**20
     max_inflight_per_key: Count = 64
+    max_connections: Count = 1000
     max_queue: Count = 128
     max_queue_bytes: Count = 64 * 2**20
     max_batch: Count = 8
@@ -60,7 +61,9 @@ class Settings(BaseSettings):
     lane_processes: bool = True
     result_cache_entries: Annotated[int, Field(ge=0)] = 0
 
+    head_timeout_s: Seconds = 20.0
     body_timeout_s: Seconds = 20.0
+    send_timeout_s: Seconds = 10.0
     deadline_s: Seconds = 30.0
     drain_delay_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 5.0
     drain_timeout_s: Seconds = 35.0

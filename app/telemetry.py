@@ -93,6 +93,17 @@ class Telemetry:
         self.inflight_bytes = Gauge(
             "caption_inflight_bytes", "Bytes of body reserved by them.", registry=registry
         )
+        self.connections = Gauge(
+            "caption_connections", "Connections of clients.", registry=registry
+        )
+        self.unread_bytes = Gauge(
+            "caption_unread_bytes", "Bytes of answers that clients have not read yet.",
+            registry=registry,
+        )  # fmt: skip
+        self.connections_ended = Counter(
+            "caption_connections_ended", "Connections that we ended before their client did.",
+            ["reason"], registry=registry,
+        )  # fmt: skip
         self.loop_lag = Histogram(
             "caption_loop_lag_seconds", "How late the event loop comes to a call, once a second.",
             buckets=_SECONDS, registry=registry,
