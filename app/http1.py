@@ -26,6 +26,7 @@ from app.problems import HeadTooLarge, MalformedRequest
 
 MAX_HEAD_BYTES = 32 * 1024
 MAX_FIELDS = 100
+_VERSIONS = {"1.0", "1.1"}
 _HEAD_END = b"\r\n\r\n"
 _LINGER_S = 1.0
 _LINGER_BYTES = 512 * 1024
@@ -167,7 +168,7 @@ class Http1Connection(HttpToolsProtocol):
                 return
             else:
                 at = self._read_head(data, at)
-        if self._body is None and not self._answering and self._head_bytes:
+        if self._head_bytes and self._lingered_bytes is None:
             self._await_rest_of_head()
 
     @property
@@ -227,6 +228,8 @@ class Http1Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Begin the request: its body is delimited from here on."""
+        if self.parser.get_http_version() not in _VERSIONS:
+            raise MalformedRequest
         body = self._body_of_head()
         self._head_bytes = self._fields = 0
         self._tail = b""

@@ -1,11 +1,8 @@
 """Admission, through the whole application and, where bytes matter, through a real socket."""
 
 import asyncio
-import contextlib
-import socket
 
 import pytest
-import uvicorn
 from pydantic import SecretStr
 from starlette.datastructures import Headers
 
@@ -13,6 +10,7 @@ from app import limits
 from app.keys import Keys
 from app.problems import Unauthorised
 from fake import FakeCaptioner, SteppingCaptioner, pass_time, serving
+from sockets import listening
 from test_api import RAW, captions, problem
 from tiny import photo
 
@@ -52,21 +50,6 @@ async def ask(app, *messages, headers=(), hold=None):
 
 def piece(body, *, more):
     return {"type": "http.request", "body": body, "more_body": more}
-
-
-@contextlib.asynccontextmanager
-async def on_a_socket(app):
-    """Give the port of a real server."""
-    config = uvicorn.Config(app, log_config=None, lifespan="off", ws="none")
-    listening = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(config)
-    server.capture_signals = contextlib.nullcontext
-    serving_task = asyncio.create_task(server.serve(sockets=[listening]))
-    try:
-        yield listening.getsockname()[1]
-    finally:
-        server.should_exit = True
-        await serving_task
 
 
 # Keys
@@ -293,8 +276,8 @@ async def test_what_is_turned_away_is_counted_by_reason():
 
 async def test_a_client_that_goes_on_sending_still_reads_why_it_was_refused():
     head = b"POST /v1/captions HTTP/1.1\r\nhost: a\r\ncontent-type: image/jpeg\r\n"
-    async with serving(max_upload_bytes=1000) as client, on_a_socket(client.app) as port:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    async with serving(max_upload_bytes=1000) as client, listening(client.app) as server:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
         writer.write(head + b"content-length: 4000000\r\n\r\n")
         for _ in range(40):
             writer.write(b"x" * 100_000)
@@ -308,8 +291,8 @@ async def test_a_client_that_goes_on_sending_still_reads_why_it_was_refused():
 
 async def test_a_client_that_asks_first_is_refused_without_being_told_to_continue():
     head = b"POST /v1/captions HTTP/1.1\r\nhost: a\r\nexpect: 100-continue\r\n"
-    async with serving(max_upload_bytes=1000) as client, on_a_socket(client.app) as port:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    async with serving(max_upload_bytes=1000) as client, listening(client.app) as server:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
         writer.write(head + b"content-length: 4000000\r\n\r\n")
         status = await reader.readline()
         writer.close()
