@@ -22,7 +22,10 @@ HERE = re.compile(r"0*(FFFF0000)?(0100007F|0{8}|01000000)")  # loopback, or nobo
 CALLS = "connect,sendto,sendmsg,sendmmsg"
 PROGRAMS = {
     "caption": ("-m", "app.cli", "caption"),
-    "trainer": ("-c", "import time, trainer.run, trainer.publish; time.sleep(6)"),  # calls take time
+    "trainer": (
+        "-c",
+        "import time, trainer.run, trainer.publish; time.sleep(6)",
+    ),  # calls take time
 }
 
 
@@ -148,6 +151,11 @@ def test_the_other_programs_call_nobody_and_leave_home_as_it_is(
 def run(program, checkpoint, tmp_path, *before):  # noqa: F811
     file = tmp_path / "a.png"
     file.write_bytes(photo())
-    command = [*before, sys.executable, *PROGRAMS[program], *([file] if program == "caption" else ())]
+    command = [
+        *before,
+        sys.executable,
+        *PROGRAMS[program],
+        *([file] if program == "caption" else ()),
+    ]
     environment = {**os.environ, "CAPTION_CHECKPOINT": str(checkpoint)}
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

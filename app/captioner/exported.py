@@ -27,7 +27,7 @@ from app.captioner.network import Encoder
 # Its wheels open connections to their maker and keep a device id and a database in the home
 # directory, from the import on; only what stands in the environment then keeps them from it.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-import onnxruntime  # noqa: E402
+import onnxruntime
 
 _OPERATORS = 18  # the version of ONNX's operators, and of its files, that we write
 _FILES = 9
