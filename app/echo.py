@@ -12,6 +12,19 @@ _HARMFUL = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]"
 )
 
+_METHODS = frozenset(
+    {"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "QUERY", "TRACE"}
+)
+OTHER_METHOD = "_OTHER"
+
+
+def method(given: str) -> str:
+    """Give a method that is known, or what stands for all others.
+
+    Reference: https://opentelemetry.io/docs/specs/semconv/http/http-spans/
+    """
+    return given if given in _METHODS else OTHER_METHOD
+
 
 def field(name: str) -> str:
     """Give the name of a field for an answer, 64 characters of it."""
