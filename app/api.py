@@ -19,12 +19,10 @@ from app.problems import InvalidRequest
 from app.schemas import (
     PARAMETERS,
     REQUEST_BODY,
-    CaptionedImage,
     CaptionResponse,
     CheckpointList,
     HealthReport,
     Options,
-    RefusedImage,
 )
 from app.service import CaptionService, OnStage
 from app.settings import Settings
@@ -94,14 +92,8 @@ async def caption_images(request: Request) -> Response:
     wanted = await forms.read(request, door.settings.max_images)
     _check_n_best(wanted.options, door.service)
     with door.service.holding(len(wanted.uploads)):
-        results = await _results(wanted, request.state, door)
-    return answers.as_json(
-        CaptionResponse(
-            request_id=request.state.request_id,
-            model=answers.checkpoint_name(door.service),
-            results=results,
-        )
-    )
+        outcomes = await _outcomes(wanted, request.state, door)
+    return await answers.as_json(wanted, outcomes, request.state.request_id, door.service)
 
 
 def _check_n_best(options: Options, service: CaptionService) -> None:
@@ -111,7 +103,7 @@ def _check_n_best(options: Options, service: CaptionService) -> None:
         raise InvalidRequest([{"loc": ["n_best"], "msg": message}])
 
 
-async def _results(wanted: Wanted, state: State, door: Door) -> list[CaptionedImage | RefusedImage]:
+async def _outcomes(wanted: Wanted, state: State, door: Door) -> "list[Outcome]":
     journeys = [
         _outcome(door.service, upload, state, state.stages.of(image))
         for image, upload in enumerate(wanted.uploads)
@@ -122,10 +114,7 @@ async def _results(wanted: Wanted, state: State, door: Door) -> list[CaptionedIm
         outcomes = await asyncio.gather(*journeys)
     _count(outcomes, door.telemetry)
     _raise_what_concerns_all(outcomes)
-    return [
-        answers.result(upload, outcome, wanted.options, state.request_id)
-        for upload, outcome in zip(wanted.uploads, outcomes, strict=True)
-    ]
+    return outcomes
 
 
 async def _outcome(

@@ -12,6 +12,7 @@ import structlog
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app import echo
 from app.stages import Stages
 from app.telemetry import Telemetry
 from app.tracing import Tracing
@@ -112,7 +113,7 @@ class _Exchange:
 
     def summary(self) -> dict[str, object]:
         return {
-            "method": self._scope["method"],
+            "method": echo.method(self._scope["method"]),
             "status": self.status or 499,  # nobody was there to answer
             "outcome": self.outcome,
             "duration_s": round(self.duration_s(), 4),

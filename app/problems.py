@@ -39,6 +39,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app import echo
 from app.batching import Closed, DeadlineExceeded, Overloaded
 from app.captioner.errors import ImageError, ImageTooLarge, UndecodableImage, UnsupportedImage
 from app.health import NotReady
@@ -105,10 +106,13 @@ class InvalidRequest(Refusal):
 
     def __init__(self, errors: Sequence[Mapping[str, Any]]) -> None:
         super().__init__()
-        self.errors = [
-            {"field": ".".join(map(str, error["loc"])), "message": error["msg"]}
-            for error in errors[:_MOST_ERRORS]
-        ]
+        self.errors = [_complaint(error) for error in errors[:_MOST_ERRORS]]
+
+
+def _complaint(error: Mapping[str, Any]) -> dict[str, str]:
+    """Name the field and the fault; of names that the caller chose only a harmless beginning."""
+    place = ".".join(echo.field(str(name)) for name in error["loc"])
+    return {"field": place, "message": echo.message(error["msg"])}
 
 
 class TooManyRequests(Refusal):

@@ -26,12 +26,11 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from starlette.datastructures import Headers
 from starlette.types import Scope
 
+from app import echo
 from app.stages import StageTime
 
 _NAME = "caption-service"
-_METHODS = frozenset(
-    {"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "QUERY", "TRACE"}
-)
+_MAX_TRACESTATE_CHARACTERS = 512  # what everybody must pass on; it goes into every span
 
 
 class Spans:
@@ -57,7 +56,7 @@ class RequestSpan:
     def __init__(self, tracer: Tracer, scope: Scope, route: str | None) -> None:
         self._tracer = tracer
         self._monotonic_to_epoch_ns = time.time_ns() - time.monotonic_ns()
-        parent = TraceContextTextMapPropagator().extract(Headers(scope=scope), Context())
+        parent = TraceContextTextMapPropagator().extract(_carrier(scope), Context())
         self._span = tracer.start_span(
             _name(scope, route),
             context=parent,
@@ -98,15 +97,28 @@ class RequestSpan:
         return self._monotonic_to_epoch_ns + round(monotonic_s * 1e9)
 
 
+def _carrier(scope: Scope) -> dict[str, str]:
+    """Give what the caller says of his trace, without a state of a great length."""
+    headers = Headers(scope=scope)
+    names = ("traceparent", "tracestate")
+    said = {name: headers[name] for name in names if name in headers}
+    if len(said.get("tracestate", "")) > _MAX_TRACESTATE_CHARACTERS:
+        del said["tracestate"]
+    return said
+
+
 def _name(scope: Scope, route: str | None) -> str:
-    method = scope["method"] if scope["method"] in _METHODS else "HTTP"
+    method = echo.method(scope["method"])
+    method = "HTTP" if method == echo.OTHER_METHOD else method
     return f"{method} {route}" if route else method
 
 
 def _attributes(scope: Scope, route: str | None) -> dict[str, str]:
     """Give what is known at once. A path that no route matches is the caller's text: left out."""
-    method = scope["method"] if scope["method"] in _METHODS else "_OTHER"
-    known = {"http.request.method": method, "url.scheme": scope.get("scheme", "http")}
+    known = {
+        "http.request.method": echo.method(scope["method"]),
+        "url.scheme": scope.get("scheme", "http"),
+    }
     return {**known, "http.route": route, "url.path": route} if route else known
 
 

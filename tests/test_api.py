@@ -122,6 +122,38 @@ async def test_attention_comes_with_the_words_when_asked_for():
     }
 
 
+@pytest.mark.parametrize(
+    ("images", "options", "threads"),
+    [
+        ([b"a dog"], {"n_best": 3, "attention": True}, 0),
+        ([b"a dog"] * 4, {"n_best": 1, "words": True}, 0),
+        ([b"a dog"] * 16, {"n_best": 3}, 0),
+        ([b"a dog"] * 2, {"n_best": 3, "attention": True}, 1),
+        ([b"a dog", b"broken", b"a cat", b"poison"] * 4, {"n_best": 3, "words": True}, 1),
+    ],
+)
+async def test_an_answer_with_many_words_is_written_in_a_thread(images, options, threads):
+    """The loop goes on while a thread writes, and the answer is the same."""
+    asked = []
+
+    async def to_thread(write, *given):
+        asked.append(write)
+        return write(*given)
+
+    async with serving() as client:
+        alone = [
+            await client.post("/v1/captions", json=as_json(image, **options)) for image in images
+        ]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(asyncio, "to_thread", to_thread)
+            answer = await client.post("/v1/captions", json=as_json(*images, **options))
+    assert len(asked) == threads
+    CaptionResponse.model_validate_json(answer.content)
+    for one, together in zip(alone, answer.json()["results"], strict=True):
+        assert together == (one.json()["results"][0] if one.is_success else together)
+        assert together.get("problem", {}).get("code") == one.json().get("code")
+
+
 async def test_order_is_kept_and_a_bad_image_among_others_carries_its_own_problem():
     async with serving() as client:
         answer = await client.post(

@@ -5,10 +5,13 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from contextlib import ExitStack, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
 import pytest
@@ -29,6 +32,11 @@ POLICY = (FOLDER / "haproxy.cfg").read_text(encoding="utf-8")
 COMPOSE = yaml.safe_load((PROJECT_ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
 DEFAULTS = {name: field.default for name, field in Settings.model_fields.items()}
 HAPROXY = shutil.which("haproxy")
+METRICS = (
+    "/metrics", "/metrics?x=1", "/%6detrics", "/%6Detri%63s", "/%4d%45TRICS", "/Metrics",
+    "//metrics", "/./metrics", "/x/../metrics", "/%2e/metrics", "/%2fmetrics", "/metrics/",
+    "/metrics%2f", "http://x/metrics", "http://x/%6detrics?a",
+)  # fmt: skip
 needs_haproxy = pytest.mark.skipif(HAPROXY is None, reason="no haproxy on the PATH")
 
 
@@ -118,6 +126,39 @@ def test_services_share_the_machine_out(monkeypatch):
         "CAPTION_TORCH_THREADS": "2",
         "CAPTION_DECODE_THREADS": "1",
     }
+
+
+def say(address, target):
+    """Send a target as it is, where clients would tidy it up; give the status and the body."""
+    with socket.create_connection(address, timeout=10) as connection:
+        head = f"GET {target} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+        connection.sendall(head.encode())
+        answer = connection.makefile("rb").read()
+    return int(answer.split()[1]), answer.partition(b"\r\n\r\n")[2]
+
+
+@needs_haproxy
+def test_metrics_are_hidden_however_they_are_asked_for(tmp_path):
+    class Told(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(self.path.encode())
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer((load.HOST, 0), Told)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    with balanced([server.server_port], tmp_path) as url, httpx.Client(base_url=url) as client:
+        until(lambda: is_up(client))
+        address = (load.HOST, client.base_url.port)
+        for target in METRICS:
+            assert say(address, target)[0] == 404, target
+        for target in ("/v1/captions?a=/metrics", "/metrical", "/readyz", "/v1/models"):
+            assert say(address, target) == (200, target.encode())
+    server.shutdown()
+    server.server_close()
 
 
 @pytest.mark.slow

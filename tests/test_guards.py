@@ -9,6 +9,7 @@ from pydantic import SecretStr
 from starlette.datastructures import Headers
 
 from app.keys import Keys
+from app.limits import OPEN_PATHS
 from app.problems import Unauthorised
 from fake import FakeCaptioner, serving
 from test_api import RAW, captions, problem
@@ -28,6 +29,26 @@ async def test_no_other_header_is_looked_at_before_the_key():
         client.app.state.door.health.refuse()
         refused = await client.post("/v1/captions", content=b"a", headers={**RAW, **wrong})
     problem(refused, 401, "unauthorised")
+
+
+@pytest.mark.parametrize("path", sorted(OPEN_PATHS))
+async def test_an_open_path_is_open_only_as_it_is_written(path):
+    encoded = f"/%{ord(path[1]):x}{path[2:]}"
+    async with serving(api_keys=KEYS) as client:
+        plain = await client.get(f"{path}?a=%2f")
+        assert (plain.status_code, plain.is_redirect) == (200, False)
+        for other in (encoded, f"{path}%00", f"/{path}", path.upper(), f"{path}/"):
+            answer = await client.get(other, headers={"x-api-key": "old"})
+            problem(answer, 404, "not_found")
+        problem(await client.get(encoded), 404, "not_found")
+
+
+async def test_a_guarded_path_is_guarded_however_it_is_written():
+    async with serving(api_keys=KEYS) as client:
+        for path in ("/v1/captions", "/v1/%63aptions", "/%76%31/captions"):
+            problem(await client.post(path, content=b"a", headers=RAW), 401, "unauthorised")
+            answer = await client.post(path, content=b"a", headers={**RAW, "x-api-key": "old"})
+            assert captions(answer) == ["a"]
 
 
 def test_every_key_is_compared_in_constant_time_whichever_fits(monkeypatch):

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from structlog.contextvars import merge_contextvars
 from structlog.testing import capture_logs
 
 from app.exchange import _trace_context
@@ -108,6 +109,46 @@ async def test_a_request_is_one_line_of_log():
     assert (line["method"], line["route"], line["status"]) == ("POST", "/v1/captions", 422)
     assert (line["outcome"], line["log_level"]) == ("invalid_request", "info")
     assert "secret" not in str(line)
+
+
+ODD = 'x%0a%1b[31m{}"%e2%80%ae' + "y" * 9000
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"method": "M" * 9000},
+        {"method": "post"},
+        {"url": f"/{ODD}"},
+        {"url": f"/v1/captions?{ODD}=1"},
+        {"headers": {"x-request-id": ODD}},
+        {"headers": {"host": ODD}},
+        {"headers": {"traceparent": f"01-{TRACE}-{SPAN}-01-{ODD}", "tracestate": ODD}},
+        {"headers": {"baggage": ODD, "user-agent": ODD, "x-forwarded-for": ODD, "referer": ODD}},
+        {"headers": {"content-type": ODD}},
+        {"headers": {"content-encoding": ODD}},
+        {"headers": {"authorization": ODD, "x-api-key": ODD}},
+        {"headers": {"x-request-timeout": ODD}},
+        {"headers": {"content-type": "image/jpeg"}, "content": b"poison"},
+        {"files": {"image": (ODD, b"poison")}},
+    ],
+)
+async def test_nothing_that_a_caller_sends_floods_or_forges_logs_metrics_or_headers(asked):
+    async with serving() as client:
+        with capture_logs(processors=[merge_contextvars]) as logs:
+            answer = await client.request(
+                **{"method": "POST", "url": "/v1/captions", "content": None, **asked}
+            )
+        samples = await scrape(client)
+    (line,) = [line for line in logs if line["event"] == "request"]
+    del line["duration_s"]
+    assert len(json.dumps(line)) < 400
+    assert line["method"] in {"POST", "_OTHER"}
+    others = str([{**each, "exc_info": None} for each in logs])
+    for text in ("yyy", "MMM"):
+        assert text not in others
+        assert text not in str(samples)
+    assert len(str(answer.headers)) < 700
 
 
 async def test_probes_whisper():

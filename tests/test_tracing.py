@@ -213,6 +213,22 @@ async def test_the_sdk_follows_its_own_variables(collector, monkeypatch):
     assert attributes(resource.resource)["service.name"] == "photos"
 
 
+LONG_STATE = ",".join(f"k{n}={'v' * 200}" for n in range(30))  # as the standard allows
+
+
+@pytest.mark.parametrize(("state", "kept"), [("a=" + "b" * 250, True), (LONG_STATE, False)])
+async def test_the_state_of_a_trace_is_passed_on_unless_it_would_flood_the_collector(
+    collector, state, kept
+):
+    async with serving() as client:
+        headers = {**RAW, **TRACEPARENT, "tracestate": state}
+        await client.post("/v1/captions", content=b"a", headers=headers)
+    assert len(collector.spans) > 1
+    for span in collector.spans:
+        assert span.trace_id.hex() == TRACE
+        assert span.trace_state == (state if kept else "")
+
+
 async def test_fastapi_adds_no_span_of_its_own(collector, monkeypatch):
     """With a global provider, which another library may set, it would."""
     others = InMemorySpanExporter()

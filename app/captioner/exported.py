@@ -9,12 +9,12 @@ B images, C channels, H/W pixels
 """
 
 import operator
+import os
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 from onnx import helper, numpy_helper
 from torch import Tensor, fx, nn
@@ -23,6 +23,11 @@ from torchvision.ops import stochastic_depth
 from app.captioner.errors import OutOfMemory
 from app.captioner.folding import folded_encoder
 from app.captioner.network import Encoder
+
+# Its wheels open connections to their maker and keep a device id and a database in the home
+# directory, from the import on; only what stands in the environment then keeps them from it.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+import onnxruntime
 
 _OPERATORS = 18  # the version of ONNX's operators, and of its files, that we write
 _FILES = 9
