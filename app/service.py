@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import structlog
 
 from app.batching import (
+    NOBODY,
     Closed,
     DeadlineExceeded,
     DoesNotFit,
@@ -181,7 +182,7 @@ class CaptionService:
         data: bytes,
         deadline_s: float,
         on_stage: OnStage = _nobody,
-        flow: Flow = Flow(),  # noqa: B008 - it is frozen
+        flow: Flow = NOBODY,
     ) -> "tuple[Caption, ...]":
         """Caption one upload.
 

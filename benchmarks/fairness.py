@@ -1,4 +1,4 @@
-"""What does a polite caller notice of a greedy one? His latency beside it against alone, in one run.
+"""What does a polite caller notice of a greedy one? His latency beside it and alone, in one run.
 
 The polite caller asks for one photo at a time and pauses in between; every figure beside a greedy
 load is compared with his own alone, measured right before and right after.
@@ -44,6 +44,7 @@ BOUNDARY = "5a1e0c77d3f2"
 PNG_SIDES_PX = (8000, 5000)
 PAUSES_S = (0.02, 0.1)  # of the polite caller, evenly distributed: he must not fall into step
 START_S = 300.0
+REFUSALS = (429, 503)
 
 
 class Greedy(NamedTuple):
@@ -118,13 +119,13 @@ def slow_png() -> bytes:
 
 @contextmanager
 def beside(port: int, greedy: Greedy) -> Iterator[list[int]]:
-    """Keep a greedy load up from another process; at the end the list has answers and others."""
+    """Keep a greedy load up from another process; at the end the list has its statuses."""
     context = multiprocessing.get_context("spawn")
-    flowing, stop, counts = context.Event(), context.Event(), context.Queue()
+    flowing, stop, heard = context.Event(), context.Event(), context.Queue()
     process = context.Process(
         target=_ask_without_pause,
         args=(port, greedy),
-        kwargs={"flowing": flowing, "stop": stop, "counts": counts},
+        kwargs={"flowing": flowing, "stop": stop, "heard": heard},
         daemon=True,
     )
     process.start()
@@ -134,7 +135,7 @@ def beside(port: int, greedy: Greedy) -> Iterator[list[int]]:
         yield counted
     finally:
         stop.set()
-        counted += counts.get(timeout=2 * load.TIMEOUT_S)
+        counted += heard.get(timeout=2 * load.TIMEOUT_S)
         process.join(load.TIMEOUT_S)
 
 
@@ -144,15 +145,15 @@ def _ask_without_pause(
     *,
     flowing: Event,
     stop: Event,
-    counts: "multiprocessing.Queue[list[int]]",
+    heard: "multiprocessing.Queue[list[int]]",
 ) -> None:
-    answered = [0, 0]
+    statuses: list[int] = []
 
     async def client(number: int) -> None:
         connection = load.Connection(port)
         while not stop.is_set():
             status = await _status(connection, greedy.posts[number % len(greedy.posts)])
-            answered[status != 200] += 1
+            statuses.append(status)
             flowing.set()
             if status != 200:
                 await asyncio.sleep(0.05)
@@ -162,7 +163,7 @@ def _ask_without_pause(
         await asyncio.gather(*map(client, range(greedy.clients)))
 
     uvloop.run(everybody())
-    counts.put(answered)
+    heard.put(statuses)
 
 
 async def _status(connection: load.Connection, post: load.Post) -> int:
@@ -226,8 +227,9 @@ def compared(
             for percent in (50, 99)
         },
         **{f"p{p}_times": besides.percentile(p) / alone.percentile(p) for p in (50, 99)},
-        "greedy_per_s": counted[0] / lasted_s,
-        "greedy_refused": counted[1],
+        "greedy_per_s": counted.count(200) / lasted_s,
+        "greedy_refused": sum(status in REFUSALS for status in counted),
+        "greedy_failed": sum(status not in (200, *REFUSALS) for status in counted),
     }
 
 
@@ -242,6 +244,7 @@ COLUMNS = {
     "p99_times": ("p99 times", "11.2f"),
     "greedy_per_s": ("greedy/s", "10.2f"),
     "greedy_refused": ("refused", "9.0f"),
+    "greedy_failed": ("failed", "8.0f"),
 }
 
 

@@ -218,7 +218,7 @@ def test_a_presence_that_everybody_left_keeps_nothing_of_them():
     presence.ended([CROWD] * 3)
     for _ in range(3):
         presence.left(CROWD, 0)
-    assert not (presence._items or presence._most or presence._lanes)
+    assert presence._items == presence._most == presence._lanes == {}
     assert not any(presence._crowds.values())
 
 
