@@ -662,8 +662,12 @@ async def test_where_batches_cost_alike_they_are_filled_whoever_is_beside():
     run = Lanes()
     async with batching(run, max_batch=4, lanes=2, least_beside=2) as batcher:
         callers = await beside_a_crowd(batcher, run, Flow("crowd", 1), 40)
-        while [len(batch) for batch in await settled(run)] != [4, 4]:
+        before = len(run.begun)
+        for _ in range(4):
             run.ends.release()
+            await settled(run)
+        assert [len(batch) for batch in run.begun[before:]] == [4] * 4
+        assert len(run.under_way) == 2
         await finish(run, callers)
 
 
