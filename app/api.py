@@ -12,7 +12,7 @@ from starlette.datastructures import State
 from starlette.types import Receive, Scope, Send
 
 from app import answers, forms, problems
-from app.batching import Closed, DeadlineExceeded, Overloaded
+from app.batching import Closed, DeadlineExceeded, Flow, Overloaded
 from app.forms import Upload, Wanted
 from app.health import Health, NotReady, Report
 from app.problems import InvalidRequest
@@ -91,7 +91,7 @@ async def caption_images(request: Request) -> Response:
     door = _door(request)
     wanted = await forms.read(request, door.settings.max_images)
     _check_n_best(wanted.options, door.service)
-    with door.service.holding(len(wanted.uploads)):
+    with door.service.holding(len(wanted.uploads), request.state.caller):
         outcomes = await _outcomes(wanted, request.state, door)
     return await answers.as_json(wanted, outcomes, request.state.request_id, door.service)
 
@@ -104,8 +104,9 @@ def _check_n_best(options: Options, service: CaptionService) -> None:
 
 
 async def _outcomes(wanted: Wanted, state: State, door: Door) -> "list[Outcome]":
+    flow = Flow(state.caller, object())
     journeys = [
-        _outcome(door.service, upload, state, state.stages.of(image))
+        _outcome(door.service, upload, state.deadline_s, state.stages.of(image), flow)
         for image, upload in enumerate(wanted.uploads)
     ]
     if len(journeys) == 1:  # it needs no task
@@ -118,11 +119,11 @@ async def _outcomes(wanted: Wanted, state: State, door: Door) -> "list[Outcome]"
 
 
 async def _outcome(
-    service: CaptionService, upload: Upload, state: State, on_stage: OnStage
+    service: CaptionService, upload: Upload, deadline_s: float, on_stage: OnStage, flow: Flow
 ) -> "Outcome":
     """Give the captions of one upload, or what went wrong with it: the others go on."""
     try:
-        return await service.caption(upload.data, state.deadline_s, on_stage)
+        return await service.caption(upload.data, deadline_s, on_stage, flow)
     except Exception as error:  # noqa: BLE001 - becomes this image's problem or the request's
         return error
 

@@ -4,19 +4,19 @@ Knows asyncio, not images, torch or HTTP. A free device takes what waits at once
 due before another item would be done, and so costs less in this batch than in the next: an item
 that is being prepared, or the next items of callers who were just answered, where they have been
 coming back at once. A lone item waits for nothing. A device that runs several batches side by side
-has a lane for each.
+has a lane for each. Where callers contend they take turns, and leave each other room.
 """
 
 import asyncio
 import math
-from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from app.ceiling import Ceiling
+from app.fair_queue import FairQueue, Path, Presence, Rounds
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -28,7 +28,18 @@ longer."""
 _MOST_PATIENCE_S = 0.05
 _OFTEN = 0.7  # share of callers who come back so soon, from which on they are waited for
 _LONGEST_RETRY_S = 60
+_FEW = 2  # of a flow in the batch that takes the last free lane, while others contend
 _MEMORY = 0.8  # weight of the past in what is measured
+
+
+class Flow(NamedTuple):
+    """Who an item is for: callers take turns, and so do the requests of each."""
+
+    caller: Hashable = None
+    request: Hashable = None
+
+
+NOBODY = Flow()
 
 
 class Overloaded(Exception):
@@ -36,6 +47,15 @@ class Overloaded(Exception):
 
     def __init__(self, retry_after_s: int) -> None:
         super().__init__(f"no room, retry in {retry_after_s} s")
+        self.retry_after_s = retry_after_s
+
+
+class OverShare(Exception):
+    """There is room, but not for this caller, who holds ``limit`` items already or would."""
+
+    def __init__(self, limit: int, retry_after_s: int) -> None:
+        super().__init__(f"no room in a share of {limit}, retry in {retry_after_s} s")
+        self.limit = limit
         self.retry_after_s = retry_after_s
 
 
@@ -71,6 +91,7 @@ class _Item(Generic[In, Out]):
     value: In
     deadline_s: float
     arrived_s: float
+    flow: Flow
     answer: "asyncio.Future[Out]" = field(repr=False)
 
 
@@ -158,7 +179,9 @@ class MicroBatcher(Generic[In, Out]):
         self._weigh = weigh
         self._watcher = watcher
         self._on_crash = on_crash
-        self._queue: deque[_Item[In, Out]] = deque()
+        self._queue: FairQueue[_Item[In, Out]] = FairQueue()
+        self._queue_bytes = 0
+        self._presence = Presence(crowd=max_batch)
         self._batches: list[list[_Item[In, Out]]] = []
         self._coming = 0
         self._company = _Company()
@@ -212,12 +235,13 @@ class MicroBatcher(Generic[In, Out]):
             self._coming -= 1
             self._wake.set()
 
-    async def submit(self, value: In, deadline_s: float) -> Out:
+    async def submit(self, value: In, deadline_s: float, flow: Flow = NOBODY) -> Out:
         """Answer one item.
 
         Args:
             value: The item.
             deadline_s: The moment on the loop's clock after which nobody wants the answer.
+            flow: Who it is for.
 
         Raises:
             Overloaded: The queue is full.
@@ -225,7 +249,7 @@ class MicroBatcher(Generic[In, Out]):
             Closed: The batcher is closing or has crashed.
             Exception: Whatever ``run`` raises for this very item.
         """
-        item = self._enqueue(value, deadline_s)
+        item = self._enqueue(value, deadline_s, flow)
         try:
             async with asyncio.timeout_at(deadline_s) as waiting:
                 return await item.answer
@@ -234,10 +258,11 @@ class MicroBatcher(Generic[In, Out]):
                 raise DeadlineExceeded from None
             raise
         except asyncio.CancelledError:
-            self._note_cancelled(item)
+            self._note_cancelled("queue" if self._forget(item) else "batch")
             raise
         finally:
             self._forget(item)
+            self._presence.left(flow, asyncio.get_running_loop().time())
 
     def retry_after_s(self, waiting: int | None = None) -> int:
         """Estimate from the measured rate when ``waiting`` items, or the queue, will be done."""
@@ -258,70 +283,110 @@ class MicroBatcher(Generic[In, Out]):
             await asyncio.wait(self._lanes)
         self._fail_all()
 
-    def _enqueue(self, value: In, deadline_s: float) -> _Item[In, Out]:
+    def _enqueue(self, value: In, deadline_s: float, flow: Flow) -> _Item[In, Out]:
         if self._closed:
             raise Closed
         if self.depth >= self._max_queue or not self._bytes_fit(value):
             raise Overloaded(self.retry_after_s())
         loop = asyncio.get_running_loop()
-        item = _Item[In, Out](value, deadline_s, loop.time(), loop.create_future())
-        self._queue.append(item)
+        item = _Item[In, Out](value, deadline_s, loop.time(), flow, loop.create_future())
+        self._queue.push(item, flow)
+        self._queue_bytes += self._weigh(value)
+        self._presence.came(flow)
         self._wake.set()
         return item
 
     def _bytes_fit(self, value: In) -> bool:
-        waiting_bytes = sum(self._weigh(item.value) for item in self._queue)
-        return waiting_bytes + self._weigh(value) <= self._max_queue_bytes
+        return self._queue_bytes + self._weigh(value) <= self._max_queue_bytes
 
-    def _forget(self, item: _Item[In, Out]) -> None:
-        # Once a caller has left, its place is free at once: dead callers must not fill the queue.
-        if item in self._queue:
-            self._queue.remove(item)
+    def _forget(self, item: _Item[In, Out]) -> bool:
+        """Give a caller's place free at once, and say whether it had one still.
 
-    def _note_cancelled(self, item: _Item[In, Out]) -> None:
+        Dead callers must not fill the queue.
+        """
+        waited = self._queue.remove(item, item.flow)
+        if waited:
+            self._queue_bytes -= self._weigh(item.value)
+        return waited
+
+    def _note_cancelled(self, stage: str) -> None:
         if self._watcher is not None:
-            self._watcher.cancelled("queue" if item in self._queue else "batch")
+            self._watcher.cancelled(stage)
 
     async def _work(self) -> None:
         while self._queue or not self._closed:
             await self._wake.wait()
             self._wake.clear()
             while batch := self._take():
+                flows = [item.flow for item in batch]
                 self._batches.append(batch)
+                self._presence.began(flows)
                 self._tell(batch)
                 await self._answer(batch)
                 self._batches.remove(batch)
+                self._presence.ended(flows)
                 self._company.left(len(batch))
 
     def _take(self) -> list[_Item[In, Out]]:
         """Take live items from the queue: this lane's share of them, where others are free too."""
-        waiting, worth = len(self._queue), self._least_beside
+        held_back = self._held_back()
+        waiting = len(self._queue) - sum(len(self._queue.of(flow)) for flow in held_back)
+        worth = self._least_beside
         if self._batches and waiting < worth:
             return []
         expected = waiting
-        if 0 < waiting < self._ceiling.now and self._is_patient():
+        # Who may take a lane now need not wait for the company of who may not.
+        if not held_back and 0 < waiting < self._ceiling.now and self._is_patient():
             expected += self._coming + self._company.due
         total = expected + sum(map(len, self._batches))
         lanes = max(1, min(len(self._lanes), total // worth))
         most = min(self._ceiling.now, math.ceil(total / lanes))
         if waiting < min(most, expected):
             return []
+        return self._in_turn(most, held_back)
+
+    def _in_turn(self, most: int, held_back: Collection[Path]) -> list[_Item[In, Out]]:
+        takes_last = len(self._batches) + 1 >= len(self._lanes)
+        most_of_flow = _FEW if takes_last else math.inf  # somebody else may come any moment
+        rounds = Rounds(self._queue, held_back, self._contended, most_of_flow)
         batch: list[_Item[In, Out]] = []
-        while self._queue and len(batch) < most:
-            batch += _live([self._queue.popleft()])
+        while len(batch) < most and (item := self._queue.pop(rounds.may)):
+            rounds.took(item.flow)
+            self._queue_bytes -= self._weigh(item.value)
+            batch += _live([item])
         return batch
+
+    def _held_back(self) -> set[Path]:
+        """Give the flows that wait and have to leave the next lane to others."""
+        if not self._queue or self._batches_cost_alike:
+            return set()
+        now_s = asyncio.get_running_loop().time()
+        held_back = self._presence.held_back(self._queue, len(self._lanes), now_s)
+        return {flow for flow in held_back if flow[:-1] not in held_back and self._queue.of(flow)}
+
+    def _contended(self, parent: Path) -> bool:
+        now_s = asyncio.get_running_loop().time()
+        return not self._batches_cost_alike and self._presence.contended(parent, now_s)
+
+    @property
+    def _batches_cost_alike(self) -> bool:
+        """Whether a small batch would be over no sooner: then there is nothing to leave room by."""
+        return self._least_beside > 1
 
     def _is_patient(self) -> bool:
         """Say whether company is due, and look again when it should have come."""
         loop, until_s = asyncio.get_running_loop(), self._company.due_s
         if self._coming:
-            until_s = self._company.patience_s + max(self._company.left_s, self._queue[0].arrived_s)
+            until_s = self._company.patience_s + max(self._company.left_s, self._oldest_s())
         if self._alarm is not None:
             self._alarm.cancel()
         if loop.time() >= until_s:
             return False
         self._alarm = loop.call_at(until_s, self._wake.set)
         return True
+
+    def _oldest_s(self) -> float:
+        return min(item.arrived_s for item in self._queue)
 
     def _tell(self, batch: list[_Item[In, Out]]) -> None:
         if self._watcher is not None:
@@ -390,7 +455,7 @@ class MicroBatcher(Generic[In, Out]):
     def _fail_all(self) -> None:
         for item in [*chain(*self._batches), *self._queue]:
             _fail(item, Closed())
-        self._queue.clear()
+        self._queue, self._queue_bytes = FairQueue(), 0
 
 
 def _live(items: list[_Item[In, Out]]) -> list[_Item[In, Out]]:

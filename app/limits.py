@@ -48,7 +48,7 @@ class Admission:
         settings: The limits.
         check_accepting: Raises NotReady while the service takes no work.
         retry_after_s: Estimates when there will be room.
-        has_room: Says whether one more image would be taken.
+        has_room: Says whether one more image of a key, of anybody for None, would be taken.
         seconds_per_image: What an image takes at present, all lanes together.
         telemetry: Told about what is in flight and who is turned away.
     """
@@ -60,7 +60,7 @@ class Admission:
         settings: Settings,
         check_accepting: Callable[[], None],
         retry_after_s: Callable[[], int],
-        has_room: Callable[[], bool],
+        has_room: Callable[[int | None], bool],
         seconds_per_image: Callable[[], float],
         telemetry: Telemetry,
     ) -> None:
@@ -84,6 +84,7 @@ class Admission:
         try:
             entry = self._admit(scope)
             scope["state"]["deadline_s"] = entry.deadline_s
+            scope["state"]["caller"] = entry.key
             with self._inflight(entry):
                 body = Replay(await self._read_body(receive, entry.deadline_s))
                 await answer_while_connected(self.app, scope, body, receive, send)
@@ -104,7 +105,8 @@ class Admission:
             )
             patience_s = min(self._settings.deadline_s, _asked_timeout_s(headers))
             self._check_room(key, declared_bytes)
-            self._check_wait(scope["method"], patience_s)
+            if scope["method"] == "POST":
+                self._check_wait(key, patience_s)
         except (Refusal, NotReady, Overloaded) as reason:
             raise _Refused(reason) from None
         return _Entry(key, declared_bytes, scope["state"]["arrived_s"] + patience_s)
@@ -117,17 +119,25 @@ class Admission:
         if key is not None and self._inflight_of_key[key] >= limit:
             raise TooManyRequests(limit, self._retry_after_s())
 
-    def _check_wait(self, method: str, patience_s: float) -> None:
+    def _check_wait(self, key: int | None, patience_s: float) -> None:
         """Turn away at the door who finds no room or would wait too long.
 
         A body read in vain costs the others. One batch may always enter, or a single slow one would
         close the door for good.
         """
-        ahead = self._inflight_requests
+        ahead = self._ahead_of(key)
         wait_s = (ahead + 1) * self._seconds_per_image()
         late = ahead >= self._settings.max_batch and wait_s > patience_s / 2
-        if method == "POST" and (late or not self._has_room()):
+        if late or not self._has_room(None):
             raise Overloaded(self._retry_after_s())
+        if not self._has_room(key):
+            raise TooManyRequests(self._settings.max_queue_per_key, self._retry_after_s())
+
+    def _ahead_of(self, key: int | None) -> int:
+        """Count the requests that are served before the next one of a key: keys take turns."""
+        own = self._inflight_of_key[key]
+        others = [held for each, held in self._inflight_of_key.items() if each != key]
+        return own + sum(min(held, own + 1) for held in others)
 
     @contextmanager
     def _inflight(self, entry: "_Entry") -> Iterator[None]:

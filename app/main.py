@@ -164,7 +164,7 @@ def _guard(app: FastAPI, door: Door) -> None:
         settings=door.settings,
         check_accepting=door.health.check_accepting,
         retry_after_s=door.service.retry_after_s,
-        has_room=lambda: door.service.has_room,
+        has_room=door.service.has_room,
         seconds_per_image=lambda: door.service.seconds_per_image,
         telemetry=door.telemetry,
     )

@@ -19,6 +19,7 @@ Exception                                 status  code
 │   ├── ImageTooLarge                        413  too_many_pixels
 │   ├── UnsupportedImage                     415  unsupported_image
 │   └── UndecodableImage                     422  undecodable_image
+├── OverShare                                429  too_many_requests
 ├── Overloaded                               503  overloaded
 ├── NotReady, Closed                         503  not_ready
 ├── DeadlineExceeded                         504  deadline_exceeded
@@ -40,7 +41,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import echo
-from app.batching import Closed, DeadlineExceeded, Overloaded
+from app.batching import Closed, DeadlineExceeded, Overloaded, OverShare
 from app.captioner.errors import ImageError, ImageTooLarge, UndecodableImage, UnsupportedImage
 from app.health import NotReady
 
@@ -140,6 +141,9 @@ INTERNAL_ERROR = Kind(
 NOT_READY = Kind(
     503, "not_ready", "Not ready", "The service is starting or going away; see /readyz."
 )
+TOO_MANY_REQUESTS = Kind(
+    429, "too_many_requests", "Too many requests", "This key has too many in flight; wait."
+)
 KINDS: dict[type[Exception], Kind] = {
     MalformedRequest: Kind(
         400, "malformed_request", "Malformed request", "This is not HTTP/1.1 as RFC 9112 has it."
@@ -171,9 +175,8 @@ KINDS: dict[type[Exception], Kind] = {
         422, "too_many_images", "Too many images", "Send fewer images per request."
     ),
     InvalidRequest: Kind(422, "invalid_request", "Invalid request", "A value is missing or wrong."),
-    TooManyRequests: Kind(
-        429, "too_many_requests", "Too many requests", "This key has too many in flight; wait."
-    ),
+    TooManyRequests: TOO_MANY_REQUESTS,
+    OverShare: TOO_MANY_REQUESTS,
     ImageTooLarge: Kind(
         413, ImageTooLarge.code, "Too many pixels", "The image has too many pixels."
     ),

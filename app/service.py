@@ -11,6 +11,7 @@ import hashlib
 import heapq
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,7 +21,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
 
-from app.batching import Closed, DeadlineExceeded, DoesNotFit, MicroBatcher, Overloaded, Wanted
+from app.batching import (
+    NOBODY,
+    Closed,
+    DeadlineExceeded,
+    DoesNotFit,
+    Flow,
+    MicroBatcher,
+    Overloaded,
+    OverShare,
+    Wanted,
+)
 from app.captioner.errors import CheckpointError, DeviceFault, ImageError, OutOfMemory
 from app.captioner.forking import MOST_LANES
 from app.health import Health
@@ -81,6 +92,7 @@ class CaptionService:
         self._captioner: Captioner | None = None
         self._checkpoint: tuple[str, ...] = ()
         self._held = 0
+        self._held_by: Counter[int | None] = Counter()
         self._decoders = ThreadPoolExecutor(
             settings.decode_threads, thread_name_prefix="decode", initializer=_take_one_core
         )
@@ -126,10 +138,15 @@ class CaptionService:
         """How many images a batch may have now."""
         return self._batcher.ceiling
 
-    @property
-    def has_room(self) -> bool:
-        """Whether one more image would be taken."""
-        return self._held < self._settings.max_queue
+    def has_room(self, caller: int | None) -> bool:
+        """Say whether one more image of this caller, of anybody for None, would be taken."""
+        return self._held < self._settings.max_queue and not self._over_share(1, caller)
+
+    def _over_share(self, images: int, caller: int | None) -> bool:
+        """Say whether a key would hold more than its share; a lone key has no share."""
+        if caller is None or len(self._settings.api_keys) < 2:
+            return False
+        return self._held_by[caller] + images > self._settings.max_queue_per_key
 
     @property
     def seconds_per_image(self) -> float:
@@ -139,22 +156,33 @@ class CaptionService:
     # The journey
 
     @contextmanager
-    def holding(self, images: int) -> Iterator[None]:
-        """Charge a request for all its images at once, before any work.
+    def holding(self, images: int, caller: int | None = None) -> Iterator[None]:
+        """Charge a request, and its caller, for all its images at once, before any work.
 
         Raises:
             Overloaded: They do not all fit.
+            OverShare: They would fit, but not into the share of this caller.
         """
         if self._held + images > self._settings.max_queue:
             raise Overloaded(self.retry_after_s())
-        self._held += images
+        if self._over_share(images, caller):
+            raise OverShare(self._settings.max_queue_per_key, self.retry_after_s())
+        self._hold(images, caller)
         try:
             yield
         finally:
-            self._held -= images
+            self._hold(-images, caller)
+
+    def _hold(self, images: int, caller: int | None) -> None:
+        self._held += images
+        self._held_by[caller] += images
 
     async def caption(
-        self, data: bytes, deadline_s: float, on_stage: OnStage = _nobody
+        self,
+        data: bytes,
+        deadline_s: float,
+        on_stage: OnStage = _nobody,
+        flow: Flow = NOBODY,
     ) -> "tuple[Caption, ...]":
         """Caption one upload.
 
@@ -163,6 +191,7 @@ class CaptionService:
             deadline_s: The moment on the loop's clock after which nobody wants the answer.
             on_stage: Told when ``decode``, ``queue``, ``encode`` and ``search`` began and ended, or
                 ``cache`` alone where the result cache spared them.
+            flow: Who it is for. What several wait for belongs to who asked first.
 
         Returns:
             The candidates, best first.
@@ -174,8 +203,8 @@ class CaptionService:
             Closed: The service is going away.
         """
         if self._results is None:
-            return await self._travel(data, deadline_s, on_stage)
-        return await self._recall(self._results, data, deadline_s, on_stage)
+            return await self._travel(data, deadline_s, on_stage, flow)
+        return await self._recall(self._results, data, deadline_s, on_stage, flow)
 
     def retry_after_s(self) -> int:
         """Estimate when the images held now will be done."""
@@ -187,6 +216,7 @@ class CaptionService:
         data: bytes,
         deadline_s: float,
         on_stage: OnStage,
+        flow: Flow,
     ) -> "tuple[Caption, ...]":
         """Give the candidates of the same bytes where they are known or on their way."""
         arrived_s = time.monotonic()
@@ -194,7 +224,9 @@ class CaptionService:
         stages: list[tuple[str, float, float]] = []  # filled only if this very upload travels
 
         async def compute() -> "tuple[Caption, ...]":
-            travelled = await self._travel(data, math.inf, lambda *stage: stages.append(stage))
+            travelled = await self._travel(
+                data, math.inf, lambda *stage: stages.append(stage), flow
+            )
             return tuple(map(_on_its_own, travelled))
 
         candidates = await results.get(key, compute, deadline_s)
@@ -203,7 +235,7 @@ class CaptionService:
         return candidates
 
     async def _travel(
-        self, data: bytes, deadline_s: float, on_stage: OnStage
+        self, data: bytes, deadline_s: float, on_stage: OnStage, flow: Flow
     ) -> "tuple[Caption, ...]":
         """Take one upload through decoding, the queue and the network."""
         arrived_s = time.monotonic()
@@ -211,7 +243,7 @@ class CaptionService:
             unread = self.captioner.unread(data, max_pixels=self._settings.max_pixels)
             image = unread or await self._read(data, deadline_s)
         queued_s = time.monotonic()
-        captioned = await self._batcher.submit(image, deadline_s)
+        captioned = await self._batcher.submit(image, deadline_s, flow)
         if not unread:
             on_stage("decode", arrived_s, queued_s)
         on_stage("queue", queued_s, captioned.stages[0][1])

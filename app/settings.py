@@ -52,6 +52,7 @@ class Settings(BaseSettings):
     max_inflight_bytes: Count = 256 * 2**20
     max_inflight_per_key: Count = 64
     max_connections: Count = 1000
+    max_key_share: Annotated[float, Field(gt=0, le=1)] = 0.5
     max_queue: Count = 128
     max_queue_bytes: Count = 64 * 2**20
     max_batch: Count = 8
@@ -94,6 +95,11 @@ class Settings(BaseSettings):
                 f"{variable(smaller)} is {getattr(self, smaller)} and {variable(larger)} "
                 f"{getattr(self, larger)}: the first must not exceed the second"
             )
+
+    @property
+    def max_queue_per_key(self) -> int:
+        """How many of the images inside may be one key's, of several: one request always fits."""
+        return max(self.max_images, int(self.max_queue * self.max_key_share))
 
     def checkpoint_directory(self) -> Path:
         """Give the named checkpoint: relative to the working directory, else to the project."""

@@ -87,6 +87,7 @@ class Post(NamedTuple):
     path: str
     content_type: str
     body: bytes
+    headers: tuple[str, ...] = ()  # further ones; wrk does not send them
 
 
 def post(photo: bytes, path: str, form: Literal["raw", "multipart"]) -> Post:
@@ -99,6 +100,11 @@ def post(photo: bytes, path: str, form: Literal["raw", "multipart"]) -> Post:
     )
     body = head.encode() + photo + f"\r\n--{_BOUNDARY}--\r\n".encode()
     return Post(path, f"multipart/form-data; boundary={_BOUNDARY}", body)
+
+
+def key(*keys: str) -> tuple[str, ...]:
+    """Give the headers that tell who is calling; none without a key."""
+    return tuple(f"X-API-Key: {each}" for each in keys)
 
 
 def free_port() -> int:
@@ -185,6 +191,7 @@ def _head(post: Post, port: int) -> bytes:
         f"Host: {HOST}:{port}",
         f"Content-Type: {post.content_type}",
         f"Content-Length: {len(post.body)}",
+        *post.headers,
     )
     return "\r\n".join((*lines, "\r\n")).encode()
 

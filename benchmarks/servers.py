@@ -114,6 +114,7 @@ class Conditions(NamedTuple):
         batch: most images that go through the network together.
         decoders: threads or processes that decode, where a server has such.
         services: of ours, behind HAProxy.
+        keys: of callers of our service; we are the first.
     """
 
     checkpoint: Path
@@ -126,6 +127,7 @@ class Conditions(NamedTuple):
     batch: int = MAX_BATCH
     decoders: int = 2
     services: int = 1
+    keys: tuple[str, ...] = ()
 
 
 def _peer(name: str) -> Peer:
@@ -206,10 +208,12 @@ class Server(NamedTuple):
     pid: int
     port: int
     peer: Peer
+    keys: tuple[str, ...] = ()
 
     def posts(self, photos: Sequence[bytes]) -> list[load.Post]:
         """Wrap photos as this server takes them."""
-        return [load.post(photo, self.peer.path, self.peer.form) for photo in photos]
+        wrapped = [load.post(photo, self.peer.path, self.peer.form) for photo in photos]
+        return [post._replace(headers=load.key(*self.keys[:1])) for post in wrapped]
 
 
 @contextmanager
@@ -240,7 +244,7 @@ def serving(contender: Contender, conditions: Conditions) -> Iterator[Server]:
             stderr=subprocess.STDOUT,
         ) as process,
     ):
-        server = Server(process.pid, port, peer)
+        server = Server(process.pid, port, peer, conditions.keys)
         try:
             _wait(process, server, conditions.start_s, log)
             yield server
@@ -263,6 +267,7 @@ def _environment(
         "CAPTION_DEADLINE_S": conditions.timeout_s,
         "CAPTION_BODY_TIMEOUT_S": min(conditions.timeout_s, 20.0),
         "CAPTION_DRAIN_DELAY_S": 0,
+        "CAPTION_API_KEYS": " ".join(conditions.keys),
         "BENCH_SERVICES": conditions.services,
     }
     theirs = {

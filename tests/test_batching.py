@@ -11,10 +11,12 @@ from app.batching import (
     Closed,
     DeadlineExceeded,
     DoesNotFit,
+    Flow,
     MicroBatcher,
     Overloaded,
 )
 from app.ceiling import Ceiling
+from app.fair_queue import CONTENTION_S
 from fake import pass_time
 
 FAR_S = 1e9
@@ -552,3 +554,132 @@ async def test_a_few_items_wait_for_the_batch_under_way_and_many_get_a_lane_of_t
         for _ in range(3):
             run.ends.release()
         assert await asyncio.gather(*callers) == [1, 4, 9, 16]
+
+
+# Turns
+
+
+async def submit_of(batcher, *flows):
+    """Submit an item for each flow, whose answer is the square of its place."""
+    callers = [
+        asyncio.create_task(batcher.submit(number, FAR_S, flow))
+        for number, flow in enumerate(flows)
+    ]
+    await asyncio.sleep(0)
+    return callers
+
+
+async def test_a_caller_with_many_items_waits_for_one_of_another_between_two_of_his_own():
+    run = Squares()
+    async with batching(run, max_batch=2) as batcher:
+        first = await busy(batcher, run)
+        others = await submit_of(batcher, *[Flow("a", n) for n in range(4)], Flow("b", 9))
+        run.gate.set()
+        await asyncio.gather(first, *others)
+    assert run.batches == [[1], [0, 4], [1, 2], [3]]
+
+
+async def test_a_request_with_many_items_waits_for_one_of_another_between_two_of_its_own():
+    run = Squares()
+    async with batching(run, max_batch=2) as batcher:
+        first = await busy(batcher, run)
+        others = await submit_of(batcher, *[Flow("a", 1)] * 4, Flow("a", 2))
+        run.gate.set()
+        await asyncio.gather(first, *others)
+    assert run.batches == [[1], [0, 4], [1, 2], [3]]
+
+
+async def beside_a_crowd(batcher, run, crowd, items):
+    """Let a guest be answered beside a crowd of so many items; give the callers of the crowd."""
+    callers = await submit_of(batcher, *[crowd] * items, Flow("guest", 0))
+    await run.until(len(run.begun) + 1)
+    while not callers[-1].done():
+        run.ends.release()
+        await asyncio.wait(callers, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.sleep(0)
+    return callers
+
+
+async def settled(run):
+    """Let the lanes take whatever they want to."""
+    for _ in range(5):
+        await asyncio.sleep(0)
+    return run.under_way
+
+
+async def finish(run, callers):
+    run.ends.release()
+    for _ in range(100):
+        run.ends.release()
+    return await asyncio.gather(*callers)
+
+
+@pytest.mark.parametrize("crowd", [Flow("crowd", 1), Flow("guest", 1)])
+async def test_a_crowd_leaves_a_lane_to_who_was_just_beside_it(crowd):
+    run = Lanes()
+    async with batching(run, max_batch=4, lanes=2) as batcher:
+        callers = await beside_a_crowd(batcher, run, crowd, 40)
+        while len(await settled(run)) > 1:
+            run.ends.release()
+        assert len(run.under_way) == 1
+        assert batcher.depth > 4
+        callers += await submit_of(batcher, Flow("guest", 2))
+        assert len(await settled(run)) == 2
+        assert run.begun[-1] == [0]  # he goes alone, and at once
+        await finish(run, callers)
+
+
+async def test_a_lone_crowd_takes_every_lane():
+    run = Lanes()
+    async with batching(run, max_batch=4, lanes=2) as batcher:
+        callers = await submit_of(batcher, *[Flow("crowd", n) for n in range(40)])
+        assert [len(batch) for batch in await settled(run)] == [4, 4]
+        await finish(run, callers)
+
+
+async def test_a_crowd_takes_every_lane_again_once_nobody_has_come_for_a_while():
+    run = Lanes()
+    async with batching(run, max_batch=4, lanes=2) as batcher:
+        callers = await beside_a_crowd(batcher, run, Flow("crowd", 1), 40)
+        pass_time(CONTENTION_S)
+        while len(await settled(run)) < 2 or [len(batch) for batch in run.under_way] != [4, 4]:
+            run.ends.release()
+        await finish(run, callers)
+
+
+async def test_where_there_is_one_lane_a_crowd_takes_it_for_a_few_items_at_a_time():
+    run = Lanes()
+    async with batching(run, max_batch=4) as batcher:
+        callers = await beside_a_crowd(batcher, run, Flow("crowd", 1), 40)
+        run.ends.release()
+        await settled(run)
+        run.ends.release()
+        assert [len(batch) for batch in await settled(run)] == [2]
+        await finish(run, callers)
+
+
+async def test_where_batches_cost_alike_they_are_filled_whoever_is_beside():
+    run = Lanes()
+    async with batching(run, max_batch=4, lanes=2, least_beside=2) as batcher:
+        callers = await beside_a_crowd(batcher, run, Flow("crowd", 1), 40)
+        before = len(run.begun)
+        for _ in range(4):
+            run.ends.release()
+            await settled(run)
+        assert [len(batch) for batch in run.begun[before:]] == [4] * 4
+        assert len(run.under_way) == 2
+        await finish(run, callers)
+
+
+async def test_who_may_take_a_lane_does_not_wait_for_the_company_of_who_may_not():
+    run = Lanes()
+    async with batching(run, max_batch=4, lanes=2) as batcher:
+        callers = await beside_a_crowd(batcher, run, Flow("crowd", 1), 12)
+        while batcher.depth > 2 or len(await settled(run)) > 1:
+            run.ends.release()
+            await settled(run)
+        with batcher.expecting():
+            callers += await submit_of(batcher, Flow("guest", 2))
+            await settled(run)
+            assert run.begun[-1] == [0]
+        await finish(run, callers)

@@ -9,9 +9,10 @@ from starlette.datastructures import Headers
 from app import limits
 from app.keys import Keys
 from app.problems import Unauthorised
-from fake import FakeCaptioner, SteppingCaptioner, pass_time, serving
+from app.settings import Settings
+from fake import FakeCaptioner, SteppingCaptioner, pass_time, serving, until
 from sockets import listening
-from test_api import RAW, captions, problem
+from test_api import RAW, as_json, captions, problem
 from tiny import photo
 
 KEYS = (SecretStr("old"), SecretStr("new"))
@@ -332,6 +333,126 @@ async def test_without_keys_there_is_no_limit_per_key():
         await asyncio.to_thread(captioner.entered.wait)
         captioner.gate.set()
         assert [captions(await caller) for caller in callers] == [["1"]] * 3
+
+
+async def ask_for(client, captioner, key, *bodies):
+    """Ask with a key for each body, all at once, and wait until the images wait in the service."""
+    service = client.app.state.door.service
+    held = service._held
+    headers = {**RAW, "x-api-key": key}
+    asking = [
+        asyncio.create_task(client.post("/v1/captions", content=body, headers=headers))
+        for body in bodies
+    ]
+    await until(lambda: service._held == held + len(bodies))
+    return asking
+
+
+async def test_one_key_may_hold_its_share_of_the_queue_and_the_others_have_the_rest():
+    captioner = FakeCaptioner()
+    limits = {"max_queue": 4, "max_images": 2, "max_key_share": 0.5}
+    async with serving(captioner, api_keys=KEYS, **limits) as client:
+        captioner.gate.clear()
+        greedy = await ask_for(client, captioner, "old", b"1", b"2")
+        headers = {**RAW, "x-api-key": "old"}
+        refused = await client.post("/v1/captions", content=b"3", headers=headers)
+        others = await ask_for(client, captioner, "new", b"4", b"5")
+        headers["x-api-key"] = "new"
+        full = await client.post("/v1/captions", content=b"6", headers=headers)
+        captioner.gate.set()
+        assert [captions(await each) for each in (*greedy, *others)] == [["1"], ["2"], ["4"], ["5"]]
+        assert captions(await client.post("/v1/captions", content=b"7", headers=headers)) == ["7"]
+    told = problem(refused, 429, "too_many_requests")
+    assert told["limit"] == 2
+    assert int(refused.headers["retry-after"]) == told["retry_after"] >= 1
+    assert refused.headers["connection"] == "close"  # its body was not read
+    problem(full, 503, "overloaded")
+
+
+async def test_a_request_of_many_images_must_fit_into_the_share_of_its_key():
+    captioner = FakeCaptioner()
+    limits = {"max_queue": 6, "max_images": 3, "max_key_share": 0.5}
+    async with serving(captioner, api_keys=KEYS, **limits) as client:
+        captioner.gate.clear()
+        first = await ask_for(client, captioner, "old", b"1")
+        both = {"json": as_json(b"2", b"3", b"4"), "headers": {"x-api-key": "old"}}
+        refused = await client.post("/v1/captions", **both)
+        captioner.gate.set()
+        assert captions(await first[0]) == ["1"]
+        assert captions(await client.post("/v1/captions", **both)) == ["2", "3", "4"]
+    assert problem(refused, 429, "too_many_requests")["limit"] == 3
+
+
+@pytest.mark.parametrize("keys", [(), KEYS[:1]])
+async def test_who_is_alone_has_the_whole_queue(keys):
+    captioner = FakeCaptioner()
+    async with serving(captioner, api_keys=keys, max_queue=4, max_images=1) as client:
+        captioner.gate.clear()
+        asking = await ask_for(client, captioner, "old", b"1", b"2", b"3", b"4")
+        captioner.gate.set()
+        assert [captions(await each) for each in asking] == [["1"], ["2"], ["3"], ["4"]]
+
+
+@pytest.mark.parametrize(
+    ("settings", "images"),
+    [({}, 64), ({"max_key_share": 0.1}, 16), ({"max_queue": 16}, 16), ({"max_key_share": 1}, 128)],
+)
+def test_the_share_of_a_key_holds_at_least_one_request(settings, images):
+    assert Settings(**settings).max_queue_per_key == images
+
+
+async def test_a_second_key_is_served_between_the_images_of_the_first():
+    captioner = FakeCaptioner()
+    async with serving(captioner, api_keys=KEYS, max_batch=1) as client:
+        captioner.gate.clear()
+        asking = await ask_for(client, captioner, "old", b"0")
+        await asyncio.to_thread(captioner.entered.wait)
+        service = client.app.state.door.service
+        asking += await ask_for(client, captioner, "old", b"1", b"2", b"3")
+        await until(lambda: service.depth == 3)
+        asking += await ask_for(client, captioner, "new", b"4")
+        await until(lambda: service.depth == 4)
+        captioner.gate.set()
+        await asyncio.gather(*asking)
+    served = [batch[0] for batch in captioner.batches]
+    assert served.index(b"4") == 2  # the first was under way, another had its turn
+
+
+async def test_without_keys_a_photo_is_served_between_the_images_of_a_request():
+    captioner = FakeCaptioner()
+    async with serving(captioner, max_batch=1) as client:
+        service = client.app.state.door.service
+        captioner.gate.clear()
+        first = asyncio.create_task(client.post("/v1/captions", content=b"0", headers=RAW))
+        await asyncio.to_thread(captioner.entered.wait)
+        many = asyncio.create_task(client.post("/v1/captions", json=as_json(b"1", b"2", b"3")))
+        await until(lambda: service.depth == 3)
+        lone = asyncio.create_task(client.post("/v1/captions", content=b"4", headers=RAW))
+        await until(lambda: service.depth == 4)
+        captioner.gate.set()
+        await asyncio.gather(first, many, lone)
+    assert [batch[0] for batch in captioner.batches].index(b"4") == 2
+
+
+async def test_a_key_does_not_wait_for_what_another_has_asked_before():
+    captioner = FakeCaptioner()
+    async with serving(captioner, api_keys=KEYS, max_batch=2) as client:
+        service = client.app.state.door.service
+        captioner.gate.clear()
+        asking = await ask_for(client, captioner, "old", *[b"1"] * 6)
+        service._batcher._seconds_per_item = 1.0
+        impatient = {**RAW, "x-request-timeout": "8"}  # seven seconds are more than half of it
+        refused = await client.post(
+            "/v1/captions", content=b"2", headers={**impatient, "x-api-key": "old"}
+        )
+        other = asyncio.create_task(
+            client.post("/v1/captions", content=b"3", headers={**impatient, "x-api-key": "new"})
+        )
+        await until(lambda: other.done() or service._held == 7)
+        captioner.gate.set()
+        assert captions(await other) == ["3"]
+        await asyncio.gather(*asking)
+    problem(refused, 503, "overloaded")
 
 
 # Patience
