@@ -8,10 +8,8 @@ file part, and uvicorn waits for a body for ever.
 
 import asyncio
 import math
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import partial
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -20,6 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from app import problems
 from app.batching import DeadlineExceeded, Overloaded
 from app.health import NotReady
+from app.inflight import Entry, Inflight
 from app.keys import Keys
 from app.problems import (
     BodyTooLarge,
@@ -72,9 +71,7 @@ class Admission:
         self._has_room = has_room
         self._seconds_per_image = seconds_per_image
         self._telemetry = telemetry
-        self._inflight_requests = 0
-        self._inflight_bytes = 0
-        self._inflight_of_key: Counter[int | None] = Counter()
+        self._inflight = Inflight(settings, retry_after_s=retry_after_s, telemetry=telemetry)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -85,15 +82,15 @@ class Admission:
             entry = self._admit(scope)
             scope["state"]["deadline_s"] = entry.deadline_s
             scope["state"]["caller"] = entry.key
-            with self._inflight(entry):
-                body = Replay(await self._read_body(receive, entry.deadline_s))
+            with self._inflight.entering(entry):
+                body = Replay(await self._read_body(receive, entry))
                 await answer_while_connected(self.app, scope, body, receive, send)
         except Disconnected:
             scope["state"]["outcome"] = "client_closed"
         except _Refused as refused:
             await self._refuse(refused.reason, scope, receive, send)
 
-    def _admit(self, scope: Scope) -> "_Entry":
+    def _admit(self, scope: Scope) -> Entry:
         """Check what the headers tell."""
         headers = Headers(scope=scope)
         try:
@@ -104,20 +101,11 @@ class Admission:
                 headers, scope["method"], self._settings.max_upload_bytes
             )
             patience_s = min(self._settings.deadline_s, _asked_timeout_s(headers))
-            self._check_room(key, declared_bytes)
             if scope["method"] == "POST":
                 self._check_wait(key, patience_s)
         except (Refusal, NotReady, Overloaded) as reason:
             raise _Refused(reason) from None
-        return _Entry(key, declared_bytes, scope["state"]["arrived_s"] + patience_s)
-
-    def _check_room(self, key: int | None, declared_bytes: int) -> None:
-        full = self._inflight_requests >= self._settings.max_inflight_requests
-        if full or self._inflight_bytes + declared_bytes > self._settings.max_inflight_bytes:
-            raise Overloaded(self._retry_after_s())
-        limit = self._settings.max_inflight_per_key
-        if key is not None and self._inflight_of_key[key] >= limit:
-            raise TooManyRequests(limit, self._retry_after_s())
+        return Entry(key, declared_bytes, scope["state"]["arrived_s"] + patience_s)
 
     def _check_wait(self, key: int | None, patience_s: float) -> None:
         """Turn away at the door who finds no room or would wait too long.
@@ -125,7 +113,7 @@ class Admission:
         A body read in vain costs the others. One batch may always enter, or a single slow one would
         close the door for good.
         """
-        ahead = self._ahead_of(key)
+        ahead = self._inflight.ahead_of(key)
         wait_s = (ahead + 1) * self._seconds_per_image()
         late = ahead >= self._settings.max_batch and wait_s > patience_s / 2
         if late or not self._has_room(None):
@@ -133,35 +121,17 @@ class Admission:
         if not self._has_room(key):
             raise TooManyRequests(self._settings.max_queue_per_key, self._retry_after_s())
 
-    def _ahead_of(self, key: int | None) -> int:
-        """Count the requests that are served before the next one of a key: keys take turns."""
-        own = self._inflight_of_key[key]
-        others = [held for each, held in self._inflight_of_key.items() if each != key]
-        return own + sum(min(held, own + 1) for held in others)
-
-    @contextmanager
-    def _inflight(self, entry: "_Entry") -> Iterator[None]:
-        self._count(1, entry)
-        try:
-            yield
-        finally:
-            self._count(-1, entry)
-
-    def _count(self, sign: int, entry: "_Entry") -> None:
-        self._inflight_requests += sign
-        self._inflight_bytes += sign * entry.reserved_bytes
-        self._inflight_of_key[entry.key] += sign
-        self._telemetry.inflight_requests.set(self._inflight_requests)
-        self._telemetry.inflight_bytes.set(self._inflight_bytes)
-
-    async def _read_body(self, receive: Receive, deadline_s: float) -> bytes:
+    async def _read_body(self, receive: Receive, entry: Entry) -> bytes:
+        limit, arrived = self._settings.max_upload_bytes, partial(self._inflight.arrived, entry)
         slow_s = asyncio.get_running_loop().time() + self._settings.body_timeout_s
         try:
-            async with asyncio.timeout_at(min(slow_s, deadline_s)):
-                return await counted_body(receive, self._settings.max_upload_bytes)
+            with self._inflight.uploading(entry, min(slow_s, entry.deadline_s)) as reading:
+                async with reading:
+                    return await counted_body(receive, limit, arrived)
         except TimeoutError:
-            raise _Refused(SlowBody() if slow_s <= deadline_s else DeadlineExceeded()) from None
-        except BodyTooLarge as reason:
+            late = asyncio.get_running_loop().time() >= entry.deadline_s
+            raise _Refused(DeadlineExceeded() if late else SlowBody()) from None
+        except (Refusal, Overloaded) as reason:
             raise _Refused(reason) from None
 
     async def _refuse(self, reason: Exception, scope: Scope, receive: Receive, send: Send) -> None:
@@ -183,15 +153,6 @@ def _is_open(scope: Scope) -> bool:
     return path in OPEN_PATHS
 
 
-@dataclass(frozen=True)
-class _Entry:
-    """What a request that was let in takes up, and until when."""
-
-    key: int | None
-    reserved_bytes: int
-    deadline_s: float
-
-
 class _Refused(Exception):
     """A request is turned away with its body unread."""
 
@@ -205,11 +166,11 @@ def _check_encoding(headers: Headers) -> None:
         raise EncodedBody
 
 
-def _declared_bytes(headers: Headers, method: str, limit: int) -> int:
-    """Give the declared length; without one, a body is taken for as long as it may be."""
+def _declared_bytes(headers: Headers, method: str, limit: int) -> int | None:
+    """Give the declared length, None where there is none and may be a body."""
     declared = headers.get("content-length")
     if declared is None:
-        return 0 if method in {"GET", "HEAD"} else limit
+        return 0 if method in {"GET", "HEAD"} else None
     if not (declared.isascii() and declared.isdigit()):
         raise MalformedBody
     if len(declared) > 15 or int(declared) > limit:

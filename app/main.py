@@ -23,7 +23,7 @@ from starlette.exceptions import HTTPException
 from app import api, problems
 from app.api import Door
 from app.captioner import forking
-from app.connections import Connections, Listener, most_connections
+from app.connections import KEPT_FOR_PROBES, Connections, Listener, most_connections
 from app.exchange import RequestTelemetry
 from app.health import Health, State
 from app.http1 import Http1Connection
@@ -232,6 +232,7 @@ def serve(settings: Settings) -> int:
 
     A loop that stays away ends the process at once, with ``watchdog.EXIT_CODE``.
     """
+    settings = within_descriptors(settings)
     app = create_app(settings)
     connections = _connections(settings, app.state.door.telemetry)
     config = _uvicorn_config(app, settings, connections)
@@ -245,8 +246,16 @@ def serve(settings: Settings) -> int:
     return code
 
 
+def within_descriptors(settings: Settings) -> Settings:
+    """Give settings with no more connections than descriptors, and some kept for probes."""
+    connections = most_connections(settings.max_connections)
+    requests = min(settings.max_inflight_requests, max(1, connections - KEPT_FOR_PROBES))
+    changed = {"max_connections": connections, "max_inflight_requests": requests}
+    return settings.model_copy(update=changed)
+
+
 def _connections(settings: Settings, telemetry: Telemetry) -> Connections:
-    connections = Connections(most_connections(settings.max_connections), telemetry)
+    connections = Connections(settings.max_connections, telemetry)
     telemetry.connections.set_function(lambda: len(connections))
     telemetry.unread_bytes.set_function(lambda: connections.unread_bytes)
     return connections

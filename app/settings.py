@@ -97,6 +97,13 @@ class Settings(BaseSettings):
             )
 
     @property
+    def max_inflight_bytes_per_key(self) -> int:
+        """How many of the bytes in flight may be one key's, of several: one upload always fits."""
+        if len(self.api_keys) < 2:
+            return self.max_inflight_bytes
+        return max(self.max_upload_bytes, int(self.max_inflight_bytes * self.max_key_share))
+
+    @property
     def max_queue_per_key(self) -> int:
         """How many of the images inside may be one key's, of several: one request always fits."""
         return max(self.max_images, int(self.max_queue * self.max_key_share))

@@ -5,6 +5,7 @@ work, and a client that is refused still gets to read why.
 """
 
 import asyncio
+from collections.abc import Callable
 from contextlib import suppress
 from io import BytesIO
 from typing import Any
@@ -20,8 +21,13 @@ class Disconnected(Exception):
     """The client has left."""
 
 
-async def counted_body(receive: Receive, limit: int) -> bytes:
+async def counted_body(receive: Receive, limit: int, arrived: Callable[[int], None]) -> bytes:
     """Read a body and count it as it comes.
+
+    Args:
+        receive: Of ASGI.
+        limit: The most bytes it may have.
+        arrived: Told how many have come; what it raises ends the reading.
 
     Raises:
         BodyTooLarge: It has more than ``limit`` bytes.
@@ -39,6 +45,7 @@ async def counted_body(receive: Receive, limit: int) -> bytes:
         more_body = message.get("more_body", False)
         if body.tell() > limit:
             raise BodyTooLarge(limit)
+        arrived(body.tell())
     return body.getvalue()
 
 

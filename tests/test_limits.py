@@ -1,6 +1,7 @@
 """Admission, through the whole application and, where bytes matter, through a real socket."""
 
 import asyncio
+import contextlib
 
 import pytest
 from pydantic import SecretStr
@@ -217,13 +218,109 @@ async def test_bytes_in_flight_are_bounded():
         first = asyncio.create_task(client.post("/v1/captions", content=b"x" * 60, headers=RAW))
         await asyncio.to_thread(captioner.entered.wait)
         declared = await client.post("/v1/captions", content=b"y" * 41, headers=RAW)
-        chunked = await client.post("/v1/captions", content=body_of(b"y"), headers=RAW)
+        chunked = await client.post("/v1/captions", content=body_of(b"y" * 41), headers=RAW)
         captioner.gate.set()
         assert captions(await first) == ["x" * 60]
         after = await client.post("/v1/captions", content=b"y" * 41, headers=RAW)
     problem(declared, 503, "overloaded")
     problem(chunked, 503, "overloaded")
     assert captions(after) == ["y" * 41]
+
+
+@contextlib.asynccontextmanager
+async def uploads_that_never_come(app, count, *headers):
+    """Hold so many uploads that declare much and send two bytes."""
+    hold = asyncio.Event()
+    begun = [
+        asyncio.create_task(ask(app, piece(b"xx", more=True), headers=headers, hold=hold))
+        for _ in range(count)
+    ]
+    telemetry = app.state.door.telemetry
+    await until(lambda: telemetry.inflight_requests._value.get() == count)
+    yield begun
+    hold.set()
+    await asyncio.gather(*begun)
+
+
+async def test_bytes_that_never_come_take_no_room():
+    mebibyte = 2**20
+    limits_ = {"max_inflight_bytes": 4 * mebibyte, "max_upload_bytes": 4 * mebibyte}
+    declared = (b"content-length", b"%d" % (3 * mebibyte))
+    async with (
+        serving(max_pixels=4 * mebibyte, **limits_) as client,
+        uploads_that_never_come(client.app, 13, declared),
+    ):
+        assert client.app.state.door.telemetry.inflight_bytes._value.get() == 13 * 65536
+        answer = await client.post("/v1/captions", content=b"x" * 3 * mebibyte, headers=RAW)
+        assert len(captions(answer)[0]) == 3 * mebibyte
+    assert client.app.state.door.telemetry.inflight_bytes._value.get() == 0
+
+
+async def test_bytes_that_came_and_found_no_room_are_refused_as_they_come():
+    captioner = FakeCaptioner()
+    async with serving(captioner, max_inflight_bytes=200_000, max_upload_bytes=100_000) as client:
+        captioner.gate.clear()
+        callers = [
+            asyncio.create_task(client.post("/v1/captions", content=b"x" * 90_000, headers=RAW))
+            for _ in range(2)
+        ]
+        inflight = client.app.state.door.telemetry.inflight_bytes
+        await until(lambda: inflight._value.get() == 180_000)
+        refused, _ = await ask(client.app, piece(b"y" * 20_001, more=True), hold=asyncio.Event())
+        captioner.gate.set()
+        assert [captions(await caller) for caller in callers] == [["x" * 90_000]] * 2
+    assert refused == 503
+
+
+async def test_one_key_has_its_share_of_the_bytes_and_a_lone_key_all_of_them():
+    room = {"max_inflight_bytes": 400_000, "max_upload_bytes": 150_000}
+    old, new = ({**RAW, "x-api-key": key} for key in ("old", "new"))
+    for keys, second in ((KEYS, 429), (KEYS[:1], 200)):
+        captioner = FakeCaptioner()
+        async with serving(captioner, api_keys=keys, **room) as client:
+            captioner.gate.clear()
+            first = asyncio.create_task(
+                client.post("/v1/captions", content=b"x" * 150_000, headers=old)
+            )
+            await asyncio.to_thread(captioner.entered.wait)
+            more = asyncio.create_task(
+                client.post("/v1/captions", content=b"y" * 60_000, headers=old)
+            )
+            if second == 429:
+                assert problem(await more, 429, "too_many_requests")["limit"] == 200_000
+                more = asyncio.create_task(
+                    client.post("/v1/captions", content=b"z" * 150_000, headers=new)
+                )
+            captioner.gate.set()
+            assert {(await caller).status_code for caller in (first, more)} == {200}
+
+
+async def test_where_all_places_are_taken_the_slowest_upload_makes_room():
+    async with (
+        serving(max_inflight_requests=3) as client,
+        uploads_that_never_come(client.app, 3) as begun,
+    ):
+        early = await client.post("/v1/captions", content=b"a", headers=RAW)
+        pass_time(3)
+        late = await client.post("/v1/captions", content=b"b", headers=RAW)
+        (gone,), _ = await asyncio.wait(begun, timeout=10, return_when=asyncio.FIRST_COMPLETED)
+        assert (await gone)[0] == 408
+    problem(early, 503, "overloaded")
+    assert captions(late) == ["b"]
+
+
+async def test_an_upload_that_comes_fast_is_not_ended_for_another():
+    async with serving(max_inflight_requests=1) as client:
+        hold = asyncio.Event()
+        fast = asyncio.create_task(ask(client.app, piece(b"x" * 10**6, more=True), hold=hold))
+        inflight = client.app.state.door.telemetry.inflight_bytes
+        await until(lambda: inflight._value.get() == 10**6)
+        pass_time(3)
+        refused = await client.post("/v1/captions", content=b"b", headers=RAW)
+        assert not fast.done()
+        hold.set()
+        await fast
+    problem(refused, 503, "overloaded")
 
 
 async def test_a_client_that_leaves_takes_its_image_out_of_the_queue():
