@@ -124,9 +124,7 @@ def _load_captioner(settings: Settings, *, apart: bool) -> "Captioner":
         return Captioner.load_in_lanes(
             directory, precision=precision, cores=cores, most_images=settings.max_batch
         )
-    return Captioner.load(
-        directory, device=device, precision=precision, cores=cores, nvjpeg=settings.nvjpeg
-    )
+    return Captioner.load(directory, device=device, precision=precision, cores=cores)
 
 
 def _cores(settings: Settings) -> int:

@@ -55,7 +55,6 @@ class Settings(BaseSettings):
     max_queue_bytes: Count = 64 * 2**20
     max_batch: Count = 8
     decode_threads: Count = 2
-    nvjpeg: bool = False
     torch_threads: Annotated[int, Field(ge=0)] = 0
     lane_processes: bool = True
     result_cache_entries: Annotated[int, Field(ge=0)] = 0

@@ -11,16 +11,12 @@ exception can tell secrets.
 import io
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from typing import Literal, NamedTuple
 
 import numpy as np
 import PIL.WebPImagePlugin  # noqa: F401 - else Pillow loads all its plugins when it first meets WebP
-import torch
 from PIL import Image
-from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
-from torch.nn.functional import avg_pool2d
 from torchvision.transforms.v2 import functional as F
 
 from app.captioner.errors import ImageError, ImageTooLarge, UndecodableImage, UnsupportedImage
@@ -57,7 +53,6 @@ _JPEG_SEQUENTIAL = frozenset({0xC0, 0xC1})
 _JPEG_BARE = frozenset({0x00, 0x01, *range(0xD0, 0xDA)})  # markers without a length
 _JPEG_NO_SEGMENT = _JPEG_BARE | {0xFF}
 _JPEG_IN_SCAN = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
-_END = b"\xff\xd9"
 _EXIF = b"Exif\0\0"
 _BYTE_ORDER: dict[bytes, Literal["little", "big"]] = {b"II": "little", b"MM": "big"}
 _ORIENTATION_TAG = 0x0112
@@ -70,21 +65,9 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_TURNS: dict[int, tuple[bool, tuple[int, ...]]] = {
-    2: (False, (-1,)),
-    3: (False, (-1, -2)),
-    4: (False, (-2,)),
-    5: (True, ()),
-    6: (True, (-1,)),
-    7: (True, (-1, -2)),
-    8: (True, (-2,)),
-}
-"""By orientation: whether rows become columns, and which axes are turned round afterwards."""
 
 
-def decode(
-    data: bytes, *, at_least_px: int, max_pixels: int, gpu: torch.device | None = None
-) -> Tensor:
+def decode(data: bytes, *, at_least_px: int, max_pixels: int) -> Tensor:
     """Decode one upload: upright, opaque (on white), first frame.
 
     Args:
@@ -92,12 +75,10 @@ def decode(
         at_least_px: a large JPEG may come back scaled down by 2, 4 or 8, but never below this
             on either side.
         max_pixels: width times height that the header may declare.
-        gpu: decodes the JPEGs that it can, see `_by_nvjpeg`.
 
     Returns:
-        uint8 RGB of shape (3, H, W), values 0..255, on the CPU or on ``gpu``. On the CPU the
-        channels are last in memory, as decoders leave them: putting them first costs more than the
-        resizing that follows.
+        uint8 RGB of shape (3, H, W), values 0..255. The channels are last in memory, as decoders
+        leave them: putting them first costs more than the resizing that follows.
 
     Raises:
         UnsupportedImage: the bytes are of another format.
@@ -105,7 +86,7 @@ def decode(
         UndecodableImage: the format is right, the content is broken.
     """
     try:
-        return _upright_rgb(data, at_least_px, max_pixels, gpu)
+        return _upright_rgb(data, at_least_px, max_pixels)
     except ImageError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -165,9 +146,7 @@ def _fitted(image_CHW: Tensor, size_px: int, how: Fit) -> Tensor:
     return _resize(image_CHW, size_px, size_px)
 
 
-def _upright_rgb(
-    data: bytes, at_least_px: int, max_pixels: int, gpu: torch.device | None
-) -> Tensor:
+def _upright_rgb(data: bytes, at_least_px: int, max_pixels: int) -> Tensor:
     kind = _kind(data)
     if kind == "WEBP":
         _check_pixels(*_webp_size(data), max_pixels)
@@ -175,67 +154,9 @@ def _upright_rgb(
     with Image.open(io.BytesIO(pixels), formats=[kind]) as image:
         _check_pixels(*image.size, max_pixels)
         orientation = _orientation(exif or image.info.get("exif", b""))
-        if gpu is not None and _suits_nvjpeg(image, pixels):
-            with suppress(RuntimeError):  # whatever it is, libjpeg says it in our words
-                image_CHW = _shrunk(_by_nvjpeg(pixels, gpu), at_least_px)
-                return _turned(image_CHW, orientation)
         image.draft(None, (at_least_px, at_least_px))
         image.decodermaxblock = len(pixels)  # between two blocks it would wait for Python's lock
         return _tensor(_upright(_rgb(image), orientation))
-
-
-def _suits_nvjpeg(image: Image.Image, file: bytes) -> bool:
-    """Say whether the file is a whole JPEG, and its colours are not a matter of opinion."""
-    if not isinstance(image, JpegImageFile) or file.rfind(_END) < 0:  # nvJPEG makes up the rest
-        return False
-    components = [component for component, *_ in image.layer]
-    return image.mode == "L" or (
-        components == [1, 2, 3] and image.info.get("adobe_transform", 1) == 1
-    )
-
-
-def _by_nvjpeg(pixels: bytes, gpu: torch.device) -> Tensor:
-    """Decode a JPEG on a GPU.
-
-    Raises:
-        RuntimeError: nvJPEG cannot, for whatever reason.
-        ImportError: this torchvision has no decoders any more; 0.29 announced it.
-    """
-    from torchvision.io import ImageReadMode, decode_jpeg  # noqa: PLC0415
-
-    encoded_N = torch.frombuffer(bytearray(pixels), dtype=torch.uint8)
-    pixels_CHW: Tensor = decode_jpeg(encoded_N, mode=ImageReadMode.RGB, device=gpu)
-    return pixels_CHW
-
-
-def check_nvjpeg(gpu: torch.device) -> None:
-    """Decode a JPEG of our own on a GPU.
-
-    Raises:
-        RuntimeError: torchvision was built without nvJPEG, or it does not work here.
-        ImportError: see `_by_nvjpeg`.
-    """
-    file = io.BytesIO()
-    Image.new("RGB", (8, 8)).save(file, "JPEG")
-    _by_nvjpeg(file.getvalue(), gpu)
-
-
-def _shrunk(image_CHW: Tensor, at_least_px: int) -> Tensor:
-    """Scale down by 2, 4 or 8, as libjpeg does while it decodes: squares become their mean."""
-    most = min(image_CHW.shape[1:]) // at_least_px
-    by = next((scale for scale in (8, 4, 2) if scale <= most), 1)
-    if by == 1:
-        return image_CHW
-    means_CHW = avg_pool2d(image_CHW.half(), by, ceil_mode=True, count_include_pad=False)
-    return means_CHW.round().to(torch.uint8)
-
-
-def _turned(image_CHW: Tensor, orientation: int) -> Tensor:
-    """Bring pixels upright as `_upright` does; on a CPU that one is faster, channels stay last."""
-    if orientation not in _TURNS:
-        return image_CHW
-    transposed, flipped = _TURNS[orientation]
-    return (image_CHW.mT if transposed else image_CHW).flip(flipped)
 
 
 def _kind(data: bytes) -> str:
@@ -393,10 +314,5 @@ def _pad(image_CHW: Tensor, size_px: int) -> Tensor:
 
 
 def _resize(image_CHW: Tensor, height: int, width: int) -> Tensor:
-    try:
-        resized: Tensor = F.resize(image_CHW, [height, width], antialias=True)
-    except RuntimeError:
-        if not image_CHW.is_cuda:
-            raise
-        return _resize(image_CHW.cpu(), height, width)  # a GPU cannot scale down by 30 at once
+    resized: Tensor = F.resize(image_CHW, [height, width], antialias=True)
     return resized

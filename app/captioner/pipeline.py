@@ -59,10 +59,9 @@ class Captioner:
             torch's threads stays the caller's business.
         lanes: where batches run that have one core, if not in this process; they have loaded the
             same checkpoint. They are as many as the cores, eight at most.
-        nvjpeg: whether a GPU decodes the JPEGs as well.
 
     Raises:
-        CheckpointError: the device lacks the precision, or nvJPEG.
+        CheckpointError: the device lacks the precision.
     """
 
     def __init__(
@@ -74,7 +73,6 @@ class Captioner:
         precision: Precision = "float32",
         cores: int | None = None,
         lanes: Lanes | None = None,
-        nvjpeg: bool = False,
     ) -> None:
         self.device = torch.device(device)
         on_cpu = self.device.type == "cpu"
@@ -86,7 +84,6 @@ class Captioner:
         self._geometry = loaded.manifest.image
         self._precision = precision
         self._lanes = lanes
-        self._jpegs_on = _with_nvjpeg(self.device) if nvjpeg else None
         self._recorder: recorded.Recorder | None = None
         if self.device.type == "cuda":
             search = partial(self._search, wanted=None)
@@ -100,7 +97,6 @@ class Captioner:
         device: str = "cpu",
         precision: Precision = "float32",
         cores: int | None = None,
-        nvjpeg: bool = False,
     ) -> Self:
         """Load and verify a directory of the model store.
 
@@ -113,7 +109,6 @@ class Captioner:
             directory=directory,
             precision=precision,
             cores=cores,
-            nvjpeg=nvjpeg,
         )
 
     @classmethod
@@ -163,10 +158,8 @@ class Captioner:
             ImageError: the upload is at fault; its subclass says how.
         """
         size_px = self._geometry.size_px
-        image_CHW = image.decode(
-            data, at_least_px=size_px, max_pixels=max_pixels, gpu=self._jpegs_on
-        )
-        return image.fit(image_CHW, size_px=size_px, how=self._geometry.fit).cpu()
+        image_CHW = image.decode(data, at_least_px=size_px, max_pixels=max_pixels)
+        return image.fit(image_CHW, size_px=size_px, how=self._geometry.fit)
 
     def unread(self, data: bytes, *, max_pixels: int) -> Unread | None:
         """Take an upload as it is, if `caption` had better read it.
@@ -374,16 +367,6 @@ def _find_recorded(
     on_stage("encode", began_s, ended_s - search_s)
     on_stage("search", ended_s - search_s, ended_s)
     return staying, found
-
-
-def _with_nvjpeg(gpu: torch.device) -> torch.device | None:
-    if gpu.type != "cuda":
-        return None
-    try:
-        image.check_nvjpeg(gpu)
-    except (RuntimeError, ImportError) as error:
-        raise CheckpointError(f"this GPU decodes no JPEGs: {error}") from None
-    return gpu
 
 
 def _prepared(network: Network, precision: Precision) -> Network:
