@@ -18,6 +18,7 @@ from app.captioner import captions as captions_
 from app.captioner import device as device_
 from app.captioner.captions import Caption, Findings, Found
 from app.captioner.checkpoint import Checkpoint
+from app.captioner.decode import is_quick
 from app.captioner.device import Precision
 from app.captioner.errors import CheckpointError, ImageError
 from app.captioner.forking import MOST_LANES
@@ -168,7 +169,7 @@ class Captioner:
         twice, and whose caller leaves is not read at all. Not what takes long to decode: the others
         of the batch would wait for it.
         """
-        quick = self._cores is not None and image.is_quick(data)
+        quick = self._cores is not None and is_quick(data)
         return Unread(data, max_pixels) if quick else None
 
     def caption(
