@@ -13,16 +13,30 @@ Nothing here knows torch, so that a process that only decodes starts soon and st
 import io
 import re
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import PIL.WebPImagePlugin  # noqa: F401 - else Pillow loads all its plugins when it first meets WebP
 from numpy.typing import NDArray
 from PIL import Image
 
-from app.captioner.errors import ImageError, ImageTooLarge, UndecodableImage, UnsupportedImage
+from app.captioner.errors import (
+    ImageError,
+    ImageTooCostly,
+    ImageTooLarge,
+    UndecodableImage,
+    UnsupportedImage,
+)
 
 Pixels = NDArray[np.uint8]
+
+
+class Decode(Protocol):
+    """What does as `decode` does, here or elsewhere."""
+
+    def __call__(self, data: bytes, *, at_least_px: int, max_pixels: int) -> Pixels:
+        """Decode one upload."""
+
 
 _MAX_JPEG_SCANS = 50  # encoders write a dozen; at 25 megapixels a scan of 42 bytes costs 28 ms
 _QUICK_BYTES, _QUICK_PIXELS = 4 * 2**20, 16_000_000
@@ -68,11 +82,14 @@ def decode(data: bytes, *, at_least_px: int, max_pixels: int) -> Pixels:
         UnsupportedImage: the bytes are of another format.
         ImageTooLarge: the header declares more than ``max_pixels``.
         UndecodableImage: the format is right, the content is broken.
+        ImageTooCostly: there is not enough memory.
     """
     try:
         return _upright_rgb(data, at_least_px, max_pixels)
     except ImageError:
         raise
+    except MemoryError:
+        raise ImageTooCostly("decoding the image takes more memory than it may") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise _too_large() from None
     except Exception:  # noqa: BLE001 - decoders raise anything; nothing of it may leave

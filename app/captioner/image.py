@@ -46,7 +46,11 @@ def decode(data: bytes, *, at_least_px: int, max_pixels: int) -> Tensor:
     Raises:
         ImageError: the upload is at fault; its subclass says how.
     """
-    pixels_HWC = decode_.decode(data, at_least_px=at_least_px, max_pixels=max_pixels)
+    return tensor(decode_.decode(data, at_least_px=at_least_px, max_pixels=max_pixels))
+
+
+def tensor(pixels_HWC: decode_.Pixels) -> Tensor:
+    """Give the pixels of `decode.decode` as a tensor of shape (3, H, W), in the same memory."""
     return torch.from_numpy(pixels_HWC).permute(2, 0, 1)
 
 

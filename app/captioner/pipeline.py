@@ -15,6 +15,7 @@ from torch import Tensor
 
 from app.captioner import beam, checkpoint, compiled, fused, image, recorded
 from app.captioner import captions as captions_
+from app.captioner import decode as decode_
 from app.captioner import device as device_
 from app.captioner.captions import Caption, Findings, Found
 from app.captioner.checkpoint import Checkpoint
@@ -149,8 +150,15 @@ class Captioner:
         """Whether a large batch takes about as long as a small one, as on a GPU."""
         return self._recorder is not None
 
-    def read(self, data: bytes, *, max_pixels: int) -> Tensor:
+    def read(
+        self, data: bytes, *, max_pixels: int, decode: decode_.Decode = decode_.decode
+    ) -> Tensor:
         """Turn the bytes of a JPEG, PNG or WebP file into the network's square.
+
+        Args:
+            data: the file.
+            max_pixels: width times height that the header may declare.
+            decode: gives the pixels; `decoders.Decoders.decode` does so in another process.
 
         Returns:
             uint8 ``(3, S, S)`` on the CPU. Safe to call from several threads.
@@ -159,8 +167,8 @@ class Captioner:
             ImageError: the upload is at fault; its subclass says how.
         """
         size_px = self._geometry.size_px
-        image_CHW = image.decode(data, at_least_px=size_px, max_pixels=max_pixels)
-        return image.fit(image_CHW, size_px=size_px, how=self._geometry.fit)
+        pixels_HWC = decode(data, at_least_px=size_px, max_pixels=max_pixels)
+        return image.fit(image.tensor(pixels_HWC), size_px=size_px, how=self._geometry.fit)
 
     def unread(self, data: bytes, *, max_pixels: int) -> Unread | None:
         """Take an upload as it is, if `caption` had better read it.
@@ -316,8 +324,11 @@ class Captioner:
         if self._lanes is not None:
             self._lanes.close()
 
-    def check_golden(self) -> None:
+    def check_golden(self, *, decode: decode_.Decode = decode_.decode) -> None:
         """Say the golden caption; in bfloat16 it may be any of the candidates.
+
+        Args:
+            decode: as for `read`.
 
         Raises:
             CheckpointError: this machine says something else than the trainer's did.
@@ -325,7 +336,7 @@ class Captioner:
         if self._directory is None:
             raise CheckpointError("a captioner that was not loaded has no golden caption")
         data, golden = checkpoint.read_golden(self._directory)
-        image = self.read(data, max_pixels=GOLDEN_MAX_PIXELS)
+        image = self.read(data, max_pixels=GOLDEN_MAX_PIXELS, decode=decode)
         for alone in (True,) if self._lanes is None else (True, False):
             self._check(self.caption([image], alone=alone)[0], golden)
 

@@ -1,0 +1,144 @@
+"""The program of a decode process: uploads come in through a socket, pixels go out.
+
+A process of its own because only the kernel ends a decoder written in C whatever it is doing, and
+takes back all its memory. It imports no torch, so that it starts at once and weighs little. What
+comes from it is taken for data by the other end, `decoders`: numbers and bytes, never a pickle.
+"""
+
+import ctypes
+import os
+import resource
+import signal
+import socket
+import struct
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from app.captioner import decode
+from app.captioner.errors import ImageError
+
+READY = b"\1"
+ORDER = struct.Struct("!QQQd")
+"""How an order begins: bytes of the upload, ``at_least_px``, ``max_pixels``, seconds of CPU."""
+ANSWER = struct.Struct("!III")
+"""How an answer begins: height, width, and bytes of UTF-8; these say what is wrong."""
+_BYTES_PER_PIXEL = 24
+"""What decoding holds at most: 16 with a transparent WebP, plus 3 for the pixels that leave."""
+_BYTES_BESIDE = 128 * 2**20  # the upload, a copy of it without metadata, tables
+_LARGE_BYTES = 2**20  # pixels after which memory is given back
+_PR_SET_PDEATHSIG = 1
+_MOST_EXPENDABLE = "1000"
+
+
+class _Order(NamedTuple):
+    upload: bytes
+    at_least_px: int
+    max_pixels: int
+    budget_s: float
+
+
+def main(descriptor: int, service_pid: int, most_pixels: int, niceness: int) -> None:
+    """Decode until the other end hangs up.
+
+    Args:
+        descriptor: of our end of the socket.
+        service_pid: whose end is ours.
+        most_pixels: that any order will allow; memory is bounded by it.
+        niceness: how far others go first.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):  # the service decides when we end
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGPROF})
+    trim = _libc_function("malloc_trim")
+    _end_with(service_pid)
+    _be_modest(_BYTES_PER_PIXEL * most_pixels + _BYTES_BESIDE, niceness)
+    with socket.socket(fileno=descriptor) as service, suppress(EOFError, OSError):
+        service.sendall(READY)
+        while True:
+            if _answer(service, _next_order(service)) >= _LARGE_BYTES:
+                trim(0)
+
+
+def _end_with(service_pid: int) -> None:
+    """End with the process that started us, however it ended and whatever we are doing."""
+    _libc_function("prctl")(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
+    if os.getppid() != service_pid:  # it ended before we asked
+        sys.exit(1)
+
+
+def _libc_function(name: str) -> Callable[..., int]:
+    """Give a function of the C library, or one that does nothing where it has none such."""
+    function: Callable[..., int] = getattr(ctypes.CDLL(None), name, lambda *_: 0)
+    return function
+
+
+def _be_modest(most_bytes: int, niceness: int) -> None:
+    """Take no more memory than that beyond what we have, and be the first whom the kernel ends."""
+    os.nice(niceness)
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(_MOST_EXPENDABLE, encoding="ascii")
+    _limit(resource.RLIMIT_DATA, _data_bytes() + most_bytes)
+    _limit(resource.RLIMIT_CORE, 0)
+
+
+def _limit(what: int, most: int) -> None:
+    _, hard = resource.getrlimit(what)
+    with suppress(OSError, ValueError):
+        resource.setrlimit(what, (min(most, hard) if hard >= 0 else most, hard))
+
+
+def _data_bytes() -> int:
+    """Give what the limit counts of us so far; without Linux's word for it, more than we need."""
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+            if line.startswith("VmData:"):
+                return int(line.split()[1]) * 1024
+    return _BYTES_BESIDE
+
+
+def _next_order(service: socket.socket) -> _Order:
+    size, at_least_px, max_pixels, budget_s = ORDER.unpack(_received(service, ORDER.size))
+    return _Order(bytes(_received(service, size)), at_least_px, max_pixels, budget_s)
+
+
+def _received(service: socket.socket, size: int) -> bytearray:
+    data = bytearray(size)
+    rest = memoryview(data)
+    while rest:
+        count = service.recv_into(rest)
+        if not count:
+            raise EOFError
+        rest = rest[count:]
+    return data
+
+
+def _answer(service: socket.socket, order: _Order) -> int:
+    """Send what became of an upload; say how many bytes of pixels those were."""
+    try:
+        pixels_HWC = _decoded(order)
+    except ImageError as error:
+        words = f"{error.code} {error}".encode()
+        service.sendall(ANSWER.pack(0, 0, len(words)) + words)
+        return _LARGE_BYTES  # nobody knows what it has left behind
+    service.sendall(ANSWER.pack(*pixels_HWC.shape[:2], 0))
+    service.sendall(pixels_HWC.data.cast("B"))
+    return pixels_HWC.nbytes
+
+
+def _decoded(order: _Order) -> decode.Pixels:
+    """Decode with a budget: the kernel ends this process when it is used up."""
+    signal.setitimer(signal.ITIMER_PROF, order.budget_s)
+    try:
+        return decode.decode(
+            order.upload, at_least_px=order.at_least_px, max_pixels=order.max_pixels
+        )
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))

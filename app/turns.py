@@ -1,0 +1,124 @@
+"""Who is decoded next: what costs least first, and what costs much leaves a place for the others.
+
+Knows asyncio, not images or processes. Times on a queue are estimates, corrected by how long the
+costly jobs lately took.
+"""
+
+import asyncio
+import heapq
+import itertools
+import math
+from dataclasses import dataclass
+
+from app.batching import Overloaded
+
+COSTLY_S = 0.25
+"""From here on a job would keep others waiting longer than a caption takes."""
+_MEMORY = 0.8  # weight of the past in what is measured
+
+
+@dataclass(eq=False)
+class Turn:
+    """One job, from its place in the queue to its end."""
+
+    cost_s: float
+    number: int
+    called: "asyncio.Future[None]"
+    began_s: float = math.inf
+
+    def __lt__(self, other: "Turn") -> bool:
+        return (self.cost_s, self.number) < (other.cost_s, other.number)
+
+    @property
+    def costly(self) -> bool:
+        """Whether others had better not wait for it."""
+        return self.cost_s >= COSTLY_S
+
+
+class Turns:
+    """A queue for a few places.
+
+    Args:
+        places: How many jobs go on side by side. Costly ones get all but one; the only one there
+            is they get while nothing else waits.
+        most_costly: How many costly jobs may wait.
+    """
+
+    def __init__(self, places: int, *, most_costly: int) -> None:
+        self._free = places
+        self._places_for_costly = self._free_for_costly = max(1, places - 1)
+        self._most_costly = most_costly
+        self._waiting: list[Turn] = []
+        self._under_way: set[Turn] = set()
+        self._numbers = itertools.count()
+        self._pace = 1.0  # seconds that a costly job took for each that was estimated
+
+    async def take(self, cost_s: float, patience_s: float) -> Turn:
+        """Wait for a place; `leave` gives it back.
+
+        Args:
+            cost_s: What the job takes, estimated.
+            patience_s: How long its caller will wait for his answer.
+
+        Raises:
+            Overloaded: It is costly, and would wait for more than half of that time.
+        """
+        loop = asyncio.get_running_loop()
+        turn = Turn(cost_s, next(self._numbers), loop.create_future())
+        if turn.costly:
+            self._check_wait(turn, patience_s)
+        heapq.heappush(self._waiting, turn)
+        self._call()
+        try:
+            await turn.called
+        except asyncio.CancelledError:
+            self._withdraw(turn)
+            raise
+        return turn
+
+    def leave(self, turn: Turn, *, done: bool = True) -> None:
+        """Give a place back; a job that was not done tells nothing about how long one takes."""
+        self._under_way.remove(turn)
+        self._free += 1
+        self._free_for_costly += turn.costly
+        if turn.costly and done:
+            took_s = asyncio.get_running_loop().time() - turn.began_s
+            self._pace = _MEMORY * self._pace + (1 - _MEMORY) * took_s / turn.cost_s
+        self._call()
+
+    def _call(self) -> None:
+        """Call whose turn it is; the cheapest comes first, so behind a costly one all are."""
+        while self._free and self._waiting:
+            if self._waiting[0].costly and not self._free_for_costly:
+                return
+            turn = heapq.heappop(self._waiting)
+            self._free -= 1
+            self._free_for_costly -= turn.costly
+            turn.began_s = asyncio.get_running_loop().time()
+            self._under_way.add(turn)
+            turn.called.set_result(None)
+
+    def _withdraw(self, turn: Turn) -> None:
+        if turn in self._under_way:  # called and cancelled at the same moment
+            self.leave(turn, done=False)
+        else:
+            self._waiting.remove(turn)
+            heapq.heapify(self._waiting)
+
+    def _check_wait(self, turn: Turn, patience_s: float) -> None:
+        """Refuse at once who would be refused late: he would take up room until then."""
+        wait_s = self._wait_s(turn)
+        waiting = sum(each.costly for each in self._waiting)
+        if wait_s > patience_s / 2 or waiting >= self._most_costly:
+            raise Overloaded(max(1, math.ceil(wait_s)))
+
+    def _wait_s(self, turn: Turn) -> float:
+        if self._free_for_costly:
+            return 0.0
+        now_s = asyncio.get_running_loop().time()
+        ahead_s = sum(
+            max(0.0, self._pace * each.cost_s - (now_s - each.began_s))
+            for each in self._under_way
+            if each.costly
+        ) + sum(self._pace * each.cost_s for each in self._waiting if each < turn)
+        return ahead_s / self._places_for_costly
