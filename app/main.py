@@ -152,6 +152,7 @@ def _decoders(settings: Settings, telemetry: Telemetry) -> "Decoders":
     return Decoders(
         settings.decode_processes,
         budget_s=settings.decode_cpu_s,
+        max_bytes=settings.max_upload_bytes,
         max_pixels=settings.max_pixels,
         watcher=_DecoderNews(telemetry),
     )

@@ -16,7 +16,8 @@ Exception                                 status  code
 ├── ImageError                                    one image is at fault
 │   ├── ImageTooLarge                        413  too_many_pixels
 │   ├── UnsupportedImage                     415  unsupported_image
-│   └── UndecodableImage                     422  undecodable_image
+│   ├── UndecodableImage                     422  undecodable_image
+│   └── TooCostly                            422  too_costly
 ├── Overloaded                               503  overloaded
 ├── NotReady, Closed                         503  not_ready
 ├── DeadlineExceeded                         504  deadline_exceeded
@@ -37,7 +38,13 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.batching import Closed, DeadlineExceeded, Overloaded
-from app.captioner.errors import ImageError, ImageTooLarge, UndecodableImage, UnsupportedImage
+from app.captioner.errors import (
+    ImageError,
+    ImageTooLarge,
+    TooCostly,
+    UndecodableImage,
+    UnsupportedImage,
+)
 from app.health import NotReady
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
@@ -157,6 +164,9 @@ KINDS: dict[type[Exception], Kind] = {
     ),
     UndecodableImage: Kind(
         422, UndecodableImage.code, "Undecodable image", "The image is damaged or cut short."
+    ),
+    TooCostly: Kind(
+        422, TooCostly.code, "Too costly", "Decoding the image takes too much time or memory."
     ),
     Overloaded: Kind(503, "overloaded", "Overloaded", "There is no room now; retry later."),
     NotReady: NOT_READY,

@@ -22,8 +22,8 @@ from PIL import Image
 
 from app.captioner.errors import (
     ImageError,
-    ImageTooCostly,
     ImageTooLarge,
+    TooCostly,
     UndecodableImage,
     UnsupportedImage,
 )
@@ -82,14 +82,14 @@ def decode(data: bytes, *, at_least_px: int, max_pixels: int) -> Pixels:
         UnsupportedImage: the bytes are of another format.
         ImageTooLarge: the header declares more than ``max_pixels``.
         UndecodableImage: the format is right, the content is broken.
-        ImageTooCostly: there is not enough memory.
+        TooCostly: there is not enough memory.
     """
     try:
         return _upright_rgb(data, at_least_px, max_pixels)
     except ImageError:
         raise
     except MemoryError:
-        raise ImageTooCostly("decoding the image takes more memory than it may") from None
+        raise TooCostly("decoding the image takes more memory than it may") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise _too_large() from None
     except Exception:  # noqa: BLE001 - decoders raise anything; nothing of it may leave

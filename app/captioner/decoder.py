@@ -27,7 +27,8 @@ ANSWER = struct.Struct("!III")
 """How an answer begins: height, width, and bytes of UTF-8; these say what is wrong."""
 _BYTES_PER_PIXEL = 24
 """What decoding holds at most: 16 with a transparent WebP, plus 3 for the pixels that leave."""
-_BYTES_BESIDE = 128 * 2**20  # the upload, a copy of it without metadata, tables
+_COPIES = 5  # of the upload: as it came, without metadata, as Pillow and a decoder read it
+_BYTES_BESIDE = 64 * 2**20
 _LARGE_BYTES = 2**20  # pixels after which memory is given back
 _PR_SET_PDEATHSIG = 1
 _MOST_EXPENDABLE = "1000"
@@ -40,14 +41,17 @@ class _Order(NamedTuple):
     budget_s: float
 
 
-def main(descriptor: int, service_pid: int, most_pixels: int, niceness: int) -> None:
+def main(
+    service_pid: int, most_bytes: int, most_pixels: int, niceness: int, descriptor: int
+) -> None:
     """Decode until the other end hangs up.
 
     Args:
-        descriptor: of our end of the socket.
         service_pid: whose end is ours.
-        most_pixels: that any order will allow; memory is bounded by it.
+        most_bytes: of an upload.
+        most_pixels: that any order will allow; memory is bounded by both.
         niceness: how far others go first.
+        descriptor: of our end of the socket.
     """
     for number in (signal.SIGINT, signal.SIGTERM):  # the service decides when we end
         signal.signal(number, signal.SIG_IGN)
@@ -55,7 +59,7 @@ def main(descriptor: int, service_pid: int, most_pixels: int, niceness: int) -> 
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGPROF})
     trim = _libc_function("malloc_trim")
     _end_with(service_pid)
-    _be_modest(_BYTES_PER_PIXEL * most_pixels + _BYTES_BESIDE, niceness)
+    _be_modest(_COPIES * most_bytes + _BYTES_PER_PIXEL * most_pixels + _BYTES_BESIDE, niceness)
     with socket.socket(fileno=descriptor) as service, suppress(EOFError, OSError):
         service.sendall(READY)
         while True:

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -23,8 +24,9 @@ import numpy as np
 
 from app.captioner.decode import Pixels, _webp_size
 from app.captioner.decoder import ANSWER, ORDER, READY
-from app.captioner.errors import ImageError, ImageTooCostly, NoDecoder, UndecodableImage
+from app.captioner.errors import ImageError, NoDecoder, TooCostly, UndecodableImage
 
+Begin = Callable[[int, socket.socket], "subprocess.Popen[bytes]"]
 Wanted = Callable[[], bool]
 
 _LOOK_S = 0.1
@@ -32,6 +34,7 @@ _LOOK_S = 0.1
 _ROUND_S = 1.0
 """How often the idle processes are."""
 _START_PATIENCE_S = 20.0
+_MOST_ATTEMPTS = 3
 _MOST_DELAY_S = 10.0
 """Between two attempts to start a process where the system gives none."""
 _MOST_WORDS = 1000
@@ -79,14 +82,18 @@ class Decoders:
     Args:
         count: of the processes.
         budget_s: CPU seconds for each upload.
-        max_pixels: that any call of `decode` will allow; the memory of a process follows from it.
+        max_bytes: of an upload.
+        max_pixels: that any call of `decode` will allow; the memory of a process follows from both.
         watcher: told about processes that end.
     """
 
-    def __init__(self, count: int, *, budget_s: float, max_pixels: int, watcher: Watcher) -> None:
+    def __init__(
+        self, count: int, *, budget_s: float, max_bytes: int, max_pixels: int, watcher: Watcher
+    ) -> None:
         self.count = count
         self._budget_s = budget_s
-        self._max_pixels = max_pixels
+        self._patience_s = 4 * budget_s + 5  # others want the cores as well, but not for so long
+        self._begin = partial(_begun, os.getpid(), max_bytes, max_pixels)
         self._watcher = watcher
         # The first is for what costs little. Others may be had by costly jobs, and wait for cores.
         self._missing = [0, *[_NICENESS] * (count - 1)]
@@ -94,6 +101,7 @@ class Decoders:
         self._busy: set[_Process] = set()
         self._closed = False
         self._error: OSError | None = None
+        self._attempts = 0  # to start a process, since one was
         self._changed = threading.Condition()
         self._nurse = threading.Thread(target=self._tend, name="decoders", daemon=True)
 
@@ -108,8 +116,10 @@ class Decoders:
             OSError: the system gives none.
         """
         with self._changed:
-            self._changed.wait_for(lambda: self._idle or self._busy or self._error or self._closed)
-            if self._error is not None:
+            self._changed.wait_for(
+                lambda: self._idle or self._busy or self._is_hopeless or self._closed
+            )
+            if self._is_hopeless and self._error is not None:
                 raise self._error
 
     def decode(
@@ -142,13 +152,13 @@ class Decoders:
         for _ in range(2):
             try:
                 with self._one(costly=costly, wanted=wanted) as process:
-                    vigil = _Vigil(process, self._budget_s, wanted if costly else lambda: True)
+                    vigil = _Vigil(process, self._patience_s, wanted if costly else lambda: True)
                     return process.decode(order, data, max_pixels, vigil)
             except _Crashed:
                 raise UndecodableImage("the image is damaged or incomplete") from None
             except _Ended as ended:
                 if ended.reason == "over_budget":
-                    raise ImageTooCostly("decoding the image takes longer than it may") from None
+                    raise TooCostly("decoding the image takes longer than it may") from None
         raise NoDecoder("two processes ended under this image")
 
     def close(self) -> None:
@@ -185,13 +195,18 @@ class Decoders:
                 fit = [each for each in self._idle if self._suits(each, costly=costly)]
                 if fit:
                     break
-                if self._error is not None and not self._busy:
+                if self._is_hopeless and not self._busy:
                     raise NoDecoder("no process can be started") from self._error
                 self._changed.wait(_LOOK_S)
             process = min(fit, key=lambda each: each.niceness)
             self._idle.remove(process)
             self._busy.add(process)
             return process
+
+    @property
+    def _is_hopeless(self) -> bool:
+        """Whether attempts to start a process fail; one may have been killed while it began."""
+        return self._attempts >= _MOST_ATTEMPTS
 
     def _suits(self, process: "_Process", *, costly: bool) -> bool:
         return self.count == 1 or not costly or process.niceness > 0
@@ -218,25 +233,23 @@ class Decoders:
     # takes the thread that started them for that, so it must be one that stays.
 
     def _tend(self) -> None:
-        delay_s = _LOOK_S
-        while not self._rest(_ROUND_S if self._error is None else delay_s):
+        while not self._rest():
             self._look_after_the_idle()
             while self._missing and not self._closed:
                 try:
-                    self._add(_Process(self._max_pixels, min(self._missing)))
+                    self._add(_Process(self._begin, min(self._missing)))
                 except OSError as error:
-                    delay_s = min(2 * delay_s, _MOST_DELAY_S)
                     self._despair(error)
                     break
-                delay_s = _LOOK_S
 
-    def _rest(self, seconds: float) -> bool:
+    def _rest(self) -> bool:
         """Wait a while, or until there is something to do; say whether it is over."""
         with self._changed:
-            if self._error is None:
-                self._changed.wait_for(lambda: self._closed or self._missing, seconds)
+            if self._attempts:
+                delay_s = min(_LOOK_S * 2**self._attempts, _MOST_DELAY_S)
+                self._changed.wait_for(lambda: self._closed, delay_s)
             else:
-                self._changed.wait_for(lambda: self._closed, seconds)
+                self._changed.wait_for(lambda: self._closed or self._missing, _ROUND_S)
             return self._closed
 
     def _add(self, process: "_Process") -> None:
@@ -244,18 +257,19 @@ class Decoders:
             if self._closed:
                 process.end()
                 return
+            again, self._attempts = self._is_hopeless, 0
             self._missing.remove(process.niceness)
             self._idle.append(process)
-            was, self._error = self._error, None
             self._changed.notify_all()
-        if was is not None:
+        if again:
             self._watcher.absent(None)
 
     def _despair(self, error: OSError) -> None:
         with self._changed:
-            was, self._error = self._error, error
+            self._error = error
+            self._attempts += 1
             self._changed.notify_all()
-        if was is None:
+        if self._attempts == _MOST_ATTEMPTS:
             self._watcher.absent(error)
 
     def _look_after_the_idle(self) -> None:
@@ -281,29 +295,25 @@ class _Process:
         OSError: the system gives no process or no socket, or the process does not begin.
     """
 
-    def __init__(self, max_pixels: int, niceness: int) -> None:
+    def __init__(self, begin: Begin, niceness: int) -> None:
         self.niceness = niceness
         self._socket, theirs = socket.socketpair()
         try:
             with theirs:
-                self._child = _begun(theirs, os.getpid(), max_pixels, niceness)
+                self._child = begin(niceness, theirs)
+            self._socket.settimeout(_LOOK_S)
             self._await_ready()
         except BaseException:
             self._socket.close()
             raise
-        self._socket.settimeout(_LOOK_S)
 
     def _await_ready(self) -> None:
-        self._socket.settimeout(_START_PATIENCE_S)
-        ready = b""
         try:
-            ready = self._socket.recv(1)
-        finally:
-            if ready != READY:
-                self._child.kill()
-                self._child.wait()
-        if ready != READY:
-            raise OSError(f"the program of a decoder ended with {self._child.returncode}")
+            self._received(bytearray(len(READY)), _Vigil(self, _START_PATIENCE_S, lambda: True))
+        except (EOFError, OSError, _Ended):
+            self._child.kill()
+            code = self._child.wait()
+            raise OSError(f"the program of a decoder ended with {code}") from None
 
     @property
     def stopped(self) -> bool:
@@ -375,13 +385,12 @@ class _Process:
 class _Vigil:
     """Looks after a job under way."""
 
-    def __init__(self, process: _Process, budget_s: float, wanted: Wanted) -> None:
+    def __init__(self, process: _Process, patience_s: float, wanted: Wanted) -> None:
         self._process = process
         self._wanted = wanted
         self._stopped = False
         self._next_s = time.monotonic() + _LOOK_S
-        # Others may want the cores as well, but not for so long.
-        self._ends_s = time.monotonic() + 4 * budget_s + 5
+        self._ends_s = time.monotonic() + patience_s
 
     def look(self) -> None:
         """Raise if the job had better end; quick if the last look was a moment ago."""
@@ -416,9 +425,9 @@ def _declared(data: bytes) -> tuple[int, float]:
 
 
 def _begun(
-    theirs: socket.socket, service_pid: int, max_pixels: int, niceness: int
+    service_pid: int, max_bytes: int, max_pixels: int, niceness: int, theirs: socket.socket
 ) -> "subprocess.Popen[bytes]":
-    numbers = (theirs.fileno(), service_pid, max_pixels, niceness)
+    numbers = (service_pid, max_bytes, max_pixels, niceness, theirs.fileno())
     return subprocess.Popen(  # noqa: S603 - our own program
         [sys.executable, "-P", "-m", "app.captioner.decoder", *map(str, numbers)],
         pass_fds=[theirs.fileno()],

@@ -4,7 +4,7 @@ CaptionerError
 ├── ImageError            one upload is at fault; ``code`` is stable and fit for clients
 │   ├── UnsupportedImage  the bytes are of a format we do not read
 │   ├── ImageTooLarge     the header declares more pixels than allowed
-│   ├── ImageTooCostly    decoding it takes more time or memory than it may
+│   ├── TooCostly         decoding it takes more time or memory than it may
 │   └── UndecodableImage  the format is right, the content is broken
 ├── NoDecoder             there is no process to decode in now
 ├── CheckpointError       a directory of the model store cannot be trusted
@@ -35,7 +35,7 @@ class ImageTooLarge(ImageError):
     code = "too_many_pixels"
 
 
-class ImageTooCostly(ImageError):
+class TooCostly(ImageError):
     """Decoding takes more time or memory than it may."""
 
     code = "too_costly"
