@@ -4,6 +4,7 @@ CaptionerError
 ├── ImageError            one upload is at fault; ``code`` is stable and fit for clients
 │   ├── UnsupportedImage  the bytes are of a format we do not read
 │   ├── ImageTooLarge     the header declares more pixels than allowed
+│   ├── TooCostly         the header declares more work than the file is worth
 │   └── UndecodableImage  the format is right, the content is broken
 ├── CheckpointError       a directory of the model store cannot be trusted
 ├── OutOfMemory           the batch does not fit into the device; a smaller one may
@@ -31,6 +32,12 @@ class ImageTooLarge(ImageError):
     """The header declares more pixels than allowed."""
 
     code = "too_many_pixels"
+
+
+class TooCostly(ImageError):
+    """The header declares far more pixels, or scans, than the bytes of the file are worth."""
+
+    code = "too_costly"
 
 
 class UndecodableImage(ImageError):
