@@ -15,9 +15,9 @@ Exception                                 status  code
 ├── HTTPException (405)                      405  method_not_allowed
 ├── ImageError                                    one image is at fault
 │   ├── ImageTooLarge                        413  too_many_pixels
+│   ├── TooCostly                            422  too_costly
 │   ├── UnsupportedImage                     415  unsupported_image
-│   ├── UndecodableImage                     422  undecodable_image
-│   └── TooCostly                            422  too_costly
+│   └── UndecodableImage                     422  undecodable_image
 ├── Overloaded                               503  overloaded
 ├── NotReady, Closed                         503  not_ready
 ├── DeadlineExceeded                         504  deadline_exceeded
@@ -159,14 +159,14 @@ KINDS: dict[type[Exception], Kind] = {
     ImageTooLarge: Kind(
         413, ImageTooLarge.code, "Too many pixels", "The image has too many pixels."
     ),
+    TooCostly: Kind(
+        422, TooCostly.code, "Too costly", "Decoding the image takes more time than it may."
+    ),
     UnsupportedImage: Kind(
         415, UnsupportedImage.code, "Unsupported image", "Send a JPEG, PNG or WebP image."
     ),
     UndecodableImage: Kind(
         422, UndecodableImage.code, "Undecodable image", "The image is damaged or cut short."
-    ),
-    TooCostly: Kind(
-        422, TooCostly.code, "Too costly", "Decoding the image takes too much time or memory."
     ),
     Overloaded: Kind(503, "overloaded", "Overloaded", "There is no room now; retry later."),
     NotReady: NOT_READY,

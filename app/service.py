@@ -30,6 +30,7 @@ from app.captioner.errors import (
     OutOfMemory,
 )
 from app.captioner.forking import MOST_LANES
+from app.captioner.headers import cost_s
 from app.health import Health
 from app.results import ResultCache
 from app.settings import Settings
@@ -241,8 +242,6 @@ class CaptionService:
 
     def _cost_s(self, data: bytes) -> float:
         """Estimate the CPU seconds of decoding, which its budget bounds."""
-        from app.captioner.decoders import cost_s  # noqa: PLC0415 - brings Pillow
-
         return min(cost_s(data), self._settings.decode_cpu_s)
 
     async def _read(self, data: bytes, cost_s: float, deadline_s: float) -> "Tensor":

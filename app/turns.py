@@ -1,7 +1,7 @@
 """Who is decoded next: what costs least first, and what costs much leaves a place for the others.
 
-Knows asyncio, not images or processes. Times on a queue are estimates, corrected by how long the
-costly jobs lately took.
+Knows asyncio, not images or processes. How long one waits is estimated from what jobs cost, and
+from how long they lately took.
 """
 
 import asyncio
@@ -14,6 +14,7 @@ from app.batching import Overloaded
 
 COSTLY_S = 0.25
 """From here on a job would keep others waiting longer than a caption takes."""
+_TELLING_S = 0.02  # below, what takes time is to hand a job over
 _MEMORY = 0.8  # weight of the past in what is measured
 
 
@@ -45,13 +46,13 @@ class Turns:
     """
 
     def __init__(self, places: int, *, most_costly: int) -> None:
-        self._free = places
+        self._free = self._places = places
         self._places_for_costly = self._free_for_costly = max(1, places - 1)
         self._most_costly = most_costly
         self._waiting: list[Turn] = []
         self._under_way: set[Turn] = set()
         self._numbers = itertools.count()
-        self._pace = 1.0  # seconds that a costly job took for each that was estimated
+        self._pace = 1.0  # seconds that a job took for each that was estimated
 
     async def take(self, cost_s: float, patience_s: float) -> Turn:
         """Wait for a place; `leave` gives it back.
@@ -61,12 +62,11 @@ class Turns:
             patience_s: How long its caller will wait for his answer.
 
         Raises:
-            Overloaded: It is costly, and would wait for more than half of that time.
+            Overloaded: It would wait for more than half of that time.
         """
         loop = asyncio.get_running_loop()
         turn = Turn(cost_s, next(self._numbers), loop.create_future())
-        if turn.costly:
-            self._check_wait(turn, patience_s)
+        self._check_wait(turn, patience_s)
         heapq.heappush(self._waiting, turn)
         self._call()
         try:
@@ -81,7 +81,7 @@ class Turns:
         self._under_way.remove(turn)
         self._free += 1
         self._free_for_costly += turn.costly
-        if turn.costly and done:
+        if turn.cost_s >= _TELLING_S and done:
             took_s = asyncio.get_running_loop().time() - turn.began_s
             self._pace = _MEMORY * self._pace + (1 - _MEMORY) * took_s / turn.cost_s
         self._call()
@@ -109,16 +109,25 @@ class Turns:
         """Refuse at once who would be refused late: he would take up room until then."""
         wait_s = self._wait_s(turn)
         waiting = sum(each.costly for each in self._waiting)
-        if wait_s > patience_s / 2 or waiting >= self._most_costly:
+        if wait_s > patience_s / 2 or (turn.costly and waiting >= self._most_costly):
             raise Overloaded(max(1, math.ceil(wait_s)))
 
     def _wait_s(self, turn: Turn) -> float:
-        if self._free_for_costly:
-            return 0.0
+        """Estimate the wait for others of its kind, which is all that a job ever waits for long."""
+        free, places = self._free, self._places
+        if turn.costly:
+            free, places = self._free_for_costly, self._places_for_costly
         now_s = asyncio.get_running_loop().time()
-        ahead_s = sum(
+        ahead_s = [self._pace * each.cost_s for each in self._waiting if _is_ahead(each, turn)]
+        if free > len(ahead_s):
+            return 0.0
+        under_way_s = (
             max(0.0, self._pace * each.cost_s - (now_s - each.began_s))
             for each in self._under_way
-            if each.costly
-        ) + sum(self._pace * each.cost_s for each in self._waiting if each < turn)
-        return ahead_s / self._places_for_costly
+            if each.costly == turn.costly
+        )
+        return (sum(under_way_s) + sum(ahead_s)) / places
+
+
+def _is_ahead(one: Turn, other: Turn) -> bool:
+    return one.costly == other.costly and one < other

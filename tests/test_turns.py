@@ -74,10 +74,21 @@ async def test_a_costly_job_that_would_wait_too_long_is_refused_at_once():
     assert refused.value.retry_after_s == 6
     (cheaper,) = await started(turns, 1.0, patience_s=10.0)  # it would be next, in 3 s
     (patient,) = await started(turns, 3.0, patience_s=20.0)
-    (cheap,) = await started(turns, CHEAP_S, patience_s=0.01)
+    (cheap,) = await started(turns, CHEAP_S, patience_s=0.01)  # it waits for none of them
     assert [each.done() for each in (waits, cheaper, patient, cheap)] == [False] * 3 + [True]
     for each in (waits, cheaper, patient):
         each.cancel()
+
+
+async def test_those_that_cost_less_do_not_fill_the_queue_either():
+    turns = queue(2)
+    *_, fits = await started(turns, *[0.2] * 11, patience_s=2.0)  # 1 s of them, in two places
+    (late,) = await started(turns, 0.2, patience_s=2.0)
+    with pytest.raises(Overloaded):
+        await late
+    (cheaper,) = await started(turns, 0.01, patience_s=2.0)
+    assert (fits.done(), cheaper.done()) == (False, False)
+    cheaper.cancel()
 
 
 async def test_costly_jobs_that_wait_are_few():

@@ -5,7 +5,6 @@ process that used up its budget, died, or answers nothing is replaced, by a thre
 costs the one image it had. Small jobs have a process that no costly one ever enters.
 """
 
-import math
 import mmap
 import os
 import signal
@@ -22,7 +21,7 @@ from typing import Protocol
 
 import numpy as np
 
-from app.captioner.decode import Pixels, _webp_size
+from app.captioner.decode import Pixels
 from app.captioner.decoder import ANSWER, ORDER, READY
 from app.captioner.errors import ImageError, NoDecoder, TooCostly, UndecodableImage
 
@@ -40,7 +39,6 @@ _MOST_DELAY_S = 10.0
 _MOST_WORDS = 1000
 _LARGE_BYTES = 2**20
 _NICENESS = 10
-_BYTE_S, _PNG_PIXEL_S, _WEBP_PIXEL_S = 2e-8, 3e-8, 6e-8
 _ROOT = Path(__file__).resolve().parents[2]
 _LEFT_OVER = ("LANG", "LC_ALL", "LD_LIBRARY_PATH", "PATH", "SYSTEMROOT")
 _CRASHES = frozenset(
@@ -403,25 +401,6 @@ class _Vigil:
         was, self._stopped = self._stopped, self._process.stopped
         if now_s > self._ends_s or (was and self._stopped):
             raise _Ended("unresponsive")
-
-
-def cost_s(data: bytes) -> float:
-    """Estimate from the header the CPU seconds that decoding takes; too many rather than too few.
-
-    Bytes count as well: what is declared to be small may be long.
-    """
-    pixels, each_s = _declared(data)
-    return pixels * each_s + len(data) * _BYTE_S
-
-
-def _declared(data: bytes) -> tuple[int, float]:
-    """Give how many pixels there may be, and what each takes."""
-    if data.startswith(b"\x89PNG"):
-        sides = (int.from_bytes(data[at : at + 4], "big") for at in (16, 20))
-        return math.prod(sides), _PNG_PIXEL_S
-    if data.startswith(b"RIFF"):
-        return math.prod(_webp_size(data)), _WEBP_PIXEL_S
-    return 0, 0.0
 
 
 def _begun(

@@ -28,6 +28,7 @@ class Unread(NamedTuple):
     nbytes: int = 0
 
 
+_FLATTEST = 64  # times the square: a taller image is shortened before anything
 _PAD_GREY = 117  # the mean of ImageNet: near zero once normalised
 
 
@@ -88,5 +89,7 @@ def _pad(image_CHW: Tensor, size_px: int) -> Tensor:
 
 
 def _resize(image_CHW: Tensor, height: int, width: int) -> Tensor:
+    if image_CHW.shape[1] > _FLATTEST * height:  # else made as wide as the square first
+        image_CHW = F.resize(image_CHW, [height, image_CHW.shape[2]], antialias=True)
     resized: Tensor = F.resize(image_CHW, [height, width], antialias=True)
     return resized

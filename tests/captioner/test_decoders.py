@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from app.captioner import decode, decoders
-from app.captioner.decoders import Decoders, cost_s
+from app.captioner.decoders import Decoders
 from app.captioner.errors import (
     ImageTooLarge,
     NoDecoder,
@@ -404,11 +404,3 @@ def test_closing_ends_processes_at_work_too(pool):
     until(lambda: not any(map(is_running, mine)))
     with pytest.raises(NoDecoder):
         here.decode(SMALL, **LIMITS)
-
-
-def test_costs_are_told_from_the_header():
-    small, large = saved(600, 400), saved(4000, 3000, compress_level=1)
-    assert cost_s(small) < cost_s(large)
-    webp = saved(600, 400, "WEBP")
-    assert cost_s(small[:40]) < cost_s(webp[:40])
-    assert cost_s(b"") == cost_s(b"GIF89a") * 0 == 0

@@ -1,4 +1,4 @@
-"""decode.py and image.py: every honest format gives the right pixels, everything else gives an ImageError."""
+"""Every honest format gives the right pixels, everything else gives an ImageError."""
 
 import gzip
 import io
