@@ -3,12 +3,10 @@
 import io
 import os
 import signal
-import struct
 import subprocess
 import sys
 import threading
 import time
-import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -26,6 +24,7 @@ from app.captioner.errors import (
     UnsupportedImage,
 )
 from processes import is_running, wants_proc
+from tiny import slow_png
 
 MAX_PIXELS = 40_000_000
 LIMITS = {"at_least_px": 64, "max_pixels": MAX_PIXELS}
@@ -53,18 +52,6 @@ def saved(width=60, height=40, kind="PNG", mode="RGB", seed=0, **options):
 
 
 SMALL = saved()
-
-
-def slow_png(width=6000, height=6000):
-    """A second of a core and more: 16 bits in four channels, each row told from the one above."""
-    squeezer, row = zlib.compressobj(1), b"\4" + bytes(8 * width)
-    data = b"".join([*(squeezer.compress(row) for _ in range(height)), squeezer.flush()])
-    header = struct.pack(">IIBBBBB", width, height, 16, 6, 0, 0, 0)
-    chunks = ((b"IHDR", header), (b"IDAT", data), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-        for name, data in chunks
-    )
 
 
 COSTLY = slow_png()
