@@ -100,9 +100,8 @@ class CaptionService:
         self._readers = ThreadPoolExecutor(
             settings.decode_processes, thread_name_prefix="decode", initializer=_take_one_core
         )
-        self._turns = Turns(
-            settings.decode_processes, most_costly=max(settings.max_images, settings.max_queue // 2)
-        )
+        # Two requests full of costly images may wait, and leave the queue to others.
+        self._turns = Turns(settings.decode_processes, most_costly=2 * settings.max_images)
         # One thread per lane, started when it is first needed; a lone batch has always the first.
         self._inference = [
             ThreadPoolExecutor(1, thread_name_prefix=f"inference-{lane}")

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 
 from app.batching import Overloaded
 
-COSTLY_S = 0.25
-"""From here on a job would keep others waiting longer than a caption takes."""
+COSTLY_S = 0.1
+"""From here on a job would keep others waiting longer than a caption takes: it is an estimate,
+right within a factor of three."""
 _TELLING_S = 0.02  # below, what takes time is to hand a job over
-_MEMORY = 0.8  # weight of the past in what is measured
+_MEMORY = 0.7  # weight of the past in what is measured
 
 
 @dataclass(eq=False)
@@ -117,16 +118,22 @@ class Turns:
         free, places = self._free, self._places
         if turn.costly:
             free, places = self._free_for_costly, self._places_for_costly
-        now_s = asyncio.get_running_loop().time()
-        ahead_s = [self._pace * each.cost_s for each in self._waiting if _is_ahead(each, turn)]
+        now_s, pace = asyncio.get_running_loop().time(), self._pace_now()
+        ahead_s = [pace * each.cost_s for each in self._waiting if _is_ahead(each, turn)]
         if free > len(ahead_s):
             return 0.0
         under_way_s = (
-            max(0.0, self._pace * each.cost_s - (now_s - each.began_s))
+            pace * each.cost_s - (now_s - each.began_s)
             for each in self._under_way
             if each.costly == turn.costly
         )
-        return (sum(under_way_s) + sum(ahead_s)) / places
+        return max(0.0, sum(under_way_s) + sum(ahead_s)) / places
+
+    def _pace_now(self) -> float:
+        """Give the pace; who has taken longer already need not end to tell so."""
+        now_s = asyncio.get_running_loop().time()
+        telling = [each for each in self._under_way if each.cost_s >= _TELLING_S]
+        return max([self._pace, *((now_s - each.began_s) / each.cost_s for each in telling)])
 
 
 def _is_ahead(one: Turn, other: Turn) -> bool:

@@ -33,7 +33,7 @@ async def ended(turns, task):
 
 async def test_the_cheapest_comes_first_and_the_first_of_equals():
     turns = queue(1)
-    first, *others = await started(turns, CHEAP_S, 0.2, 0.1, 0.1)
+    first, *others = await started(turns, CHEAP_S, 0.06, 0.03, 0.03)
     order = []
     for _ in others:
         await ended(turns, first)
@@ -82,8 +82,8 @@ async def test_a_costly_job_that_would_wait_too_long_is_refused_at_once():
 
 async def test_those_that_cost_less_do_not_fill_the_queue_either():
     turns = queue(2)
-    *_, fits = await started(turns, *[0.2] * 11, patience_s=2.0)  # 1 s of them, in two places
-    (late,) = await started(turns, 0.2, patience_s=2.0)
+    *_, fits = await started(turns, *[0.08] * 26, patience_s=2.0)  # 1 s of them, in two places
+    (late,) = await started(turns, 0.08, patience_s=2.0)
     with pytest.raises(Overloaded):
         await late
     (cheaper,) = await started(turns, 0.01, patience_s=2.0)
@@ -114,6 +114,18 @@ async def test_how_long_costly_jobs_wait_is_learned_from_how_long_they_took():
         await late
 
 
+async def test_a_job_that_takes_longer_tells_so_before_its_end():
+    turns = queue(2)
+    await started(turns, 0.5)
+    pass_time(5.0)
+    (late,) = await started(turns, 0.5, patience_s=8.0)
+    assert not late.done()  # it may be next any moment
+    (later,) = await started(turns, 0.5, patience_s=8.0)
+    with pytest.raises(Overloaded):
+        await later
+    late.cancel()
+
+
 async def test_what_was_given_up_tells_nothing_about_how_long_a_job_takes():
     turns = queue(2)
     for _ in range(20):
@@ -127,7 +139,7 @@ async def test_what_was_given_up_tells_nothing_about_how_long_a_job_takes():
 
 async def test_who_leaves_takes_his_job_out_of_the_queue():
     turns = queue(1)
-    first, second, third = await started(turns, 0.1, 0.1, 0.1)
+    first, second, third = await started(turns, 0.05, 0.05, 0.05)
     second.cancel()
     await asyncio.wait({second})
     await ended(turns, first)
@@ -138,7 +150,7 @@ async def test_who_leaves_takes_his_job_out_of_the_queue():
 
 async def test_who_leaves_at_the_moment_of_his_turn_gives_his_place_back():
     turns = queue(1)
-    first, second, third = await started(turns, 0.1, 0.1, 0.1)
+    first, second, third = await started(turns, 0.05, 0.05, 0.05)
     turns.leave(await first)  # it is the second's turn now, who does not know yet
     second.cancel()
     await asyncio.wait({second})
