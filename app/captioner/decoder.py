@@ -12,7 +12,6 @@ import signal
 import socket
 import struct
 import sys
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -29,7 +28,6 @@ _BYTES_PER_PIXEL = 24
 """What decoding holds at most: 16 with a transparent WebP, plus 3 for the pixels that leave."""
 _COPIES = 5  # of the upload: as it came, without metadata, as Pillow and a decoder read it
 _BYTES_BESIDE = 64 * 2**20
-_LARGE_BYTES = 2**20  # pixels after which memory is given back
 _PR_SET_PDEATHSIG = 1
 _MOST_EXPENDABLE = "1000"
 
@@ -57,27 +55,20 @@ def main(
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGPROF})
-    trim = _libc_function("malloc_trim")
     _end_with(service_pid)
     _be_modest(_COPIES * most_bytes + _BYTES_PER_PIXEL * most_pixels + _BYTES_BESIDE, niceness)
     with socket.socket(fileno=descriptor) as service, suppress(EOFError, OSError):
         service.sendall(READY)
         while True:
-            if _answer(service, _next_order(service)) >= _LARGE_BYTES:
-                trim(0)
+            _answer(service, _next_order(service))
 
 
 def _end_with(service_pid: int) -> None:
     """End with the process that started us, however it ended and whatever we are doing."""
-    _libc_function("prctl")(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
+    with suppress(AttributeError):  # Linux has it; elsewhere we end with the socket, after a job
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
     if os.getppid() != service_pid:  # it ended before we asked
         sys.exit(1)
-
-
-def _libc_function(name: str) -> Callable[..., int]:
-    """Give a function of the C library, or one that does nothing where it has none such."""
-    function: Callable[..., int] = getattr(ctypes.CDLL(None), name, lambda *_: 0)
-    return function
 
 
 def _be_modest(most_bytes: int, niceness: int) -> None:
@@ -120,17 +111,16 @@ def _received(service: socket.socket, size: int) -> bytearray:
     return data
 
 
-def _answer(service: socket.socket, order: _Order) -> int:
-    """Send what became of an upload; say how many bytes of pixels those were."""
+def _answer(service: socket.socket, order: _Order) -> None:
+    """Send what became of an upload."""
     try:
         pixels_HWC = _decoded(order)
     except ImageError as error:
         words = f"{error.code} {error}".encode()
         service.sendall(ANSWER.pack(0, 0, len(words)) + words)
-        return _LARGE_BYTES  # nobody knows what it has left behind
+        return
     service.sendall(ANSWER.pack(*pixels_HWC.shape[:2], 0))
     service.sendall(pixels_HWC.data.cast("B"))
-    return pixels_HWC.nbytes
 
 
 def _decoded(order: _Order) -> decode.Pixels:
