@@ -54,8 +54,8 @@ _WHOLE_REQUEST = (Overloaded, NotReady, Closed, DeadlineExceeded)  # not the fau
 _CAPTION_PROBLEMS = (
     "malformed_body", "unauthorised", "slow_body", "body_too_large", "too_many_pixels",
     "unsupported_encoding", "unsupported_media_type", "unsupported_image", "undecodable_image",
-    "too_many_images", "invalid_request", "too_many_requests", "internal_error", "overloaded",
-    "not_ready", "deadline_exceeded",
+    "too_costly", "too_many_images", "invalid_request", "too_many_requests", "internal_error",
+    "overloaded", "not_ready", "deadline_exceeded",
 )  # fmt: skip
 
 

@@ -36,6 +36,7 @@ from app.tracing import Tracing
 from app.watchdog import Watchdog
 
 if TYPE_CHECKING:
+    from app.captioner.decoders import Decoders
     from app.captioner.pipeline import Captioner
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
@@ -55,9 +56,11 @@ def create_app(settings: Settings, *, captioner: "Captioner | None" = None) -> F
     Args:
         settings: What this machine may do.
         captioner: Used as it is; without one, the checkpoint of the settings is loaded once the
-            application runs.
+            application runs, and uploads are decoded in processes.
     """
-    door = _door(settings, _loader(settings, captioner))
+    telemetry = Telemetry()
+    decoders = _decoders(settings, telemetry) if captioner is None else None
+    door = _door(settings, _loader(settings, captioner), telemetry, decoders)
     app = FastAPI(
         title="Caption service",
         summary="Post a photo, get a sentence.",
@@ -126,9 +129,7 @@ def _load_captioner(settings: Settings, *, apart: bool) -> "Captioner":
         return Captioner.load_in_lanes(
             directory, precision=precision, cores=cores, most_images=settings.max_batch
         )
-    return Captioner.load(
-        directory, device=device, precision=precision, cores=cores, nvjpeg=settings.nvjpeg
-    )
+    return Captioner.load(directory, device=device, precision=precision, cores=cores)
 
 
 def _cores(settings: Settings) -> int:
@@ -147,10 +148,45 @@ def _loader(settings: Settings, captioner: "Captioner | None") -> "Callable[[], 
     return partial(load_captioner_apart, settings) if captioner is None else lambda: captioner
 
 
-def _door(settings: Settings, load: "Callable[[], Captioner]") -> Door:
-    telemetry = Telemetry()
+def _decoders(settings: Settings, telemetry: Telemetry) -> "Decoders":
+    from app.captioner.decoders import Decoders  # noqa: PLC0415 - brings Pillow
+
+    return Decoders(
+        settings.decode_processes,
+        budget_s=settings.decode_cpu_s,
+        max_bytes=settings.max_upload_bytes,
+        max_pixels=settings.max_pixels,
+        watcher=_DecoderNews(telemetry),
+    )
+
+
+class _DecoderNews:
+    """Logs and counts what becomes of decode processes."""
+
+    def __init__(self, telemetry: Telemetry) -> None:
+        self._telemetry = telemetry
+
+    def ended(self, reason: str) -> None:
+        log.warning("decoder_ended", reason=reason)
+        self._telemetry.decoders_ended.labels(reason).inc()
+
+    def absent(self, error: Exception | None) -> None:
+        if error is None:
+            log.info("decoder_again")
+        else:
+            log.error("no_decoder", reason=str(error))
+
+
+def _door(
+    settings: Settings,
+    load: "Callable[[], Captioner]",
+    telemetry: Telemetry,
+    decoders: "Decoders | None",
+) -> Door:
     health = Health(stuck_after_s=settings.stuck_after_s)
-    service = CaptionService(load, settings=settings, health=health, telemetry=telemetry)
+    service = CaptionService(
+        load, settings=settings, health=health, telemetry=telemetry, decoders=decoders
+    )
     telemetry.queue_depth.set_function(lambda: service.depth)
     telemetry.batch_ceiling.set_function(lambda: service.batch_ceiling)
     telemetry.ready.set_function(lambda: health.readyz().ok)

@@ -17,6 +17,7 @@ Exception                                 status  code
 ├── HTTPException (405)                      405  method_not_allowed
 ├── ImageError                                    one image is at fault
 │   ├── ImageTooLarge                        413  too_many_pixels
+│   ├── TooCostly                            422  too_costly
 │   ├── UnsupportedImage                     415  unsupported_image
 │   └── UndecodableImage                     422  undecodable_image
 ├── OverShare                                429  too_many_requests
@@ -42,7 +43,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import echo
 from app.batching import Closed, DeadlineExceeded, Overloaded, OverShare
-from app.captioner.errors import ImageError, ImageTooLarge, UndecodableImage, UnsupportedImage
+from app.captioner.errors import (
+    ImageError,
+    ImageTooLarge,
+    TooCostly,
+    UndecodableImage,
+    UnsupportedImage,
+)
 from app.health import NotReady
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
@@ -179,6 +186,9 @@ KINDS: dict[type[Exception], Kind] = {
     OverShare: TOO_MANY_REQUESTS,
     ImageTooLarge: Kind(
         413, ImageTooLarge.code, "Too many pixels", "The image has too many pixels."
+    ),
+    TooCostly: Kind(
+        422, TooCostly.code, "Too costly", "Decoding the image takes more time than it may."
     ),
     UnsupportedImage: Kind(
         415, UnsupportedImage.code, "Unsupported image", "Send a JPEG, PNG or WebP image."

@@ -10,11 +10,12 @@ import gc
 import hashlib
 import heapq
 import math
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -32,17 +33,26 @@ from app.batching import (
     OverShare,
     Wanted,
 )
-from app.captioner.errors import CheckpointError, DeviceFault, ImageError, OutOfMemory
+from app.captioner.errors import (
+    CheckpointError,
+    DeviceFault,
+    ImageError,
+    NoDecoder,
+    OutOfMemory,
+)
 from app.captioner.forking import MOST_LANES
+from app.captioner.headers import cost_s
 from app.health import Health
 from app.results import ResultCache
 from app.settings import Settings
 from app.telemetry import Telemetry
+from app.turns import COSTLY_S, Turn, Turns
 
 if TYPE_CHECKING:  # the workshop brings torch, which whoever only asks for our health need not load
     from torch import Tensor
 
     from app.captioner.captions import Caption, Word
+    from app.captioner.decoders import Decoders
     from app.captioner.image import Unread
     from app.captioner.pipeline import Captioner
 
@@ -52,6 +62,7 @@ _Key = tuple[tuple[str, ...], bytes]  # a checkpoint, and the sha256 of an uploa
 _MOST_MISFITS = 6  # single images in a row that did not fit
 _LARGE_BYTES = 256 * 1024
 _LOOK_S = 1.0  # between two looks at the lanes
+_DECODER_S = 1  # until there may be a process to decode in again
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
 
@@ -75,6 +86,8 @@ class CaptionService:
         settings: Limits, threads and timeouts.
         health: Told about each step of the life of the service.
         telemetry: Told about each step of the journey.
+        decoders: Where uploads are decoded that the captioner does not read in their batch; without
+            them, or where the system gives no process, in threads, where nothing can end it.
     """
 
     def __init__(
@@ -84,6 +97,7 @@ class CaptionService:
         settings: Settings,
         health: Health,
         telemetry: Telemetry,
+        decoders: "Decoders | None" = None,
     ) -> None:
         self._load = load
         self._settings = settings
@@ -93,9 +107,13 @@ class CaptionService:
         self._checkpoint: tuple[str, ...] = ()
         self._held = 0
         self._held_by: Counter[int | None] = Counter()
-        self._decoders = ThreadPoolExecutor(
-            settings.decode_threads, thread_name_prefix="decode", initializer=_take_one_core
+        self._decoders = decoders
+        # Each talks to a process, and fits what comes back.
+        self._readers = ThreadPoolExecutor(
+            settings.decode_processes, thread_name_prefix="decode", initializer=_take_one_core
         )
+        # Two requests full of costly images may wait, and leave the queue to others.
+        self._turns = Turns(settings.decode_processes, most_costly=2 * settings.max_images)
         # One thread per lane, started when it is first needed; a lone batch has always the first.
         self._inference = [
             ThreadPoolExecutor(1, thread_name_prefix=f"inference-{lane}")
@@ -239,9 +257,11 @@ class CaptionService:
     ) -> "tuple[Caption, ...]":
         """Take one upload through decoding, the queue and the network."""
         arrived_s = time.monotonic()
-        with self._batcher.expecting():
-            unread = self.captioner.unread(data, max_pixels=self._settings.max_pixels)
-            image = unread or await self._read(data, deadline_s)
+        unread = self.captioner.unread(data, max_pixels=self._settings.max_pixels)
+        cost_s = 0.0 if unread else self._cost_s(data)
+        # A batch had better not wait for what is costly.
+        with self._batcher.expecting() if cost_s < COSTLY_S else nullcontext():
+            image = unread or await self._read(data, cost_s, deadline_s)
         queued_s = time.monotonic()
         captioned = await self._batcher.submit(image, deadline_s, flow)
         if not unread:
@@ -251,21 +271,53 @@ class CaptionService:
             on_stage(*stage)
         return captioned.candidates
 
-    async def _read(self, data: bytes, deadline_s: float) -> "Tensor":
+    def _cost_s(self, data: bytes) -> float:
+        """Estimate the CPU seconds of decoding, which its budget bounds."""
+        return min(cost_s(data), self._settings.decode_cpu_s)
+
+    async def _read(self, data: bytes, cost_s: float, deadline_s: float) -> "Tensor":
         try:
             async with asyncio.timeout_at(deadline_s):
                 with self._telemetry.decode_duration.time():
-                    return await asyncio.get_running_loop().run_in_executor(
-                        self._decoders, self._decode, data
-                    )
+                    return await self._read_in_turn(data, cost_s, deadline_s)
         except TimeoutError:
             raise DeadlineExceeded from None
+        except NoDecoder:
+            raise Overloaded(_DECODER_S) from None
         except asyncio.CancelledError:
             self._telemetry.cancelled("decode")
             raise
 
-    def _decode(self, data: bytes) -> "Tensor":
-        return self.captioner.read(data, max_pixels=self._settings.max_pixels)
+    async def _read_in_turn(self, data: bytes, cost_s: float, deadline_s: float) -> "Tensor":
+        loop = asyncio.get_running_loop()
+        patience_s = min(deadline_s - loop.time(), self._settings.deadline_s)
+        turn = await self._turns.take(cost_s, patience_s)
+        left = threading.Event()
+
+        def leave(_: "Future[Tensor]") -> None:  # in the thread: a caller may leave before
+            done = not left.is_set()
+            with suppress(RuntimeError):  # the loop is gone, and nobody waits for a turn
+                loop.call_soon_threadsafe(partial(self._turns.leave, turn, done=done))
+
+        try:
+            job = self._readers.submit(self._decode, data, turn, left)
+        except RuntimeError:  # the system gives no thread
+            self._turns.leave(turn, done=False)
+            raise NoDecoder from None
+        job.add_done_callback(leave)
+        try:
+            return await asyncio.wrap_future(job)
+        finally:
+            left.set()
+
+    def _decode(self, data: bytes, turn: Turn, left: threading.Event) -> "Tensor":
+        max_pixels = self._settings.max_pixels
+        if self._decoders is None:
+            return self.captioner.read(data, max_pixels=max_pixels)
+        decode = partial(
+            self._decoders.decode, costly=turn.costly, wanted=lambda: not left.is_set()
+        )
+        return self.captioner.read(data, max_pixels=max_pixels, decode=decode)
 
     async def _run_batch(
         self, images: "list[Tensor | Unread]", wanted: Wanted
@@ -343,7 +395,9 @@ class CaptionService:
         ends_s = loop.time() + patience_s
         await self._batcher.close(patience_s)
         idle = await self._wait_until_idle(ends_s - loop.time())
-        self._decoders.shutdown(wait=idle, cancel_futures=True)
+        if self._decoders is not None:
+            await asyncio.to_thread(self._decoders.close)
+        self._readers.shutdown(wait=idle, cancel_futures=True)
         for thread in self._inference:
             thread.shutdown(wait=idle, cancel_futures=True)
         if self._captioner is not None:
@@ -362,11 +416,17 @@ class CaptionService:
 
     async def _make_ready(self) -> None:
         started_s = time.perf_counter()
+        if self._decoders is not None:
+            self._decoders.start()  # they import while the checkpoint is loaded
         self._captioner = captioner = await self._in_inference_thread(self._load)
         self._checkpoint = tuple(_identity(captioner).values())
         self._health.warming()
         await self._in_inference_thread(partial(captioner.warm_up, self._batch_sizes()))
-        await self._in_inference_thread(captioner.check_golden)
+        self._decoders = await self._decoders_at_work()
+        check = captioner.check_golden
+        if self._decoders is not None:
+            check = partial(check, decode=self._decoders.decode)
+        await self._in_inference_thread(check)
         self._telemetry.checkpoint.info(_identity(captioner))
         half = max(1, self._settings.max_batch // 2)
         beside = half if captioner.batches_cost_alike else 1
@@ -377,6 +437,18 @@ class CaptionService:
         self._health.ready()
         self._watching = asyncio.create_task(self._watch(captioner), name="watch-lanes")
         log.info("ready", seconds=round(time.perf_counter() - started_s, 2), **_identity(captioner))
+
+    async def _decoders_at_work(self) -> "Decoders | None":
+        """Give the decode processes once there is one; None where the system gives none."""
+        if self._decoders is None:
+            return None
+        try:
+            await asyncio.to_thread(self._decoders.wait)
+        except OSError as error:
+            log.warning("no_decode_processes", reason=str(error))
+            await asyncio.to_thread(self._decoders.close)
+            return None
+        return self._decoders
 
     async def _watch(self, captioner: "Captioner") -> None:
         """Notice a lane that ended while nobody asked it for anything."""

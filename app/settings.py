@@ -56,8 +56,8 @@ class Settings(BaseSettings):
     max_queue: Count = 128
     max_queue_bytes: Count = 64 * 2**20
     max_batch: Count = 8
-    decode_threads: Count = 2
-    nvjpeg: bool = False
+    decode_processes: Count = 2
+    decode_cpu_s: Seconds = 3.0
     torch_threads: Annotated[int, Field(ge=0)] = 0
     lane_processes: bool = True
     result_cache_entries: Annotated[int, Field(ge=0)] = 0

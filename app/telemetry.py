@@ -82,6 +82,11 @@ class Telemetry:
             "caption_batch_ceiling", "Images a batch may have now.", registry=registry
         )
 
+        self.decoders_ended = Counter(
+            "caption_decoders_ended", "Decode processes that ended and were replaced.",
+            ["reason"], registry=registry,
+        )  # fmt: skip
+
     def _gauge_the_service(self) -> None:
         registry = self.registry
         self.queue_depth = Gauge(

@@ -16,11 +16,9 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple, get_args
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
-from torchvision import io
 
 import load
 import result
@@ -35,8 +33,6 @@ DEVICE = "cuda"
 MATMUL_WIDTH = 8192
 MATMULS = 20
 BATCHES_PER_LANE = 4
-JPEGS = 32
-JPEG_MARK = b"\xff\xd8"
 Row = dict[str, float]
 COLUMNS = {
     "encode_per_s": ("encode/s", 10, ".0f"),
@@ -145,19 +141,6 @@ def row_of(taken_ms: dict[str, float], flops: int, matmul: float) -> Row:
     }
 
 
-def jpegs_per_s(captioner: Captioner, jpeg: bytes, repeats: int) -> dict[str, float]:
-    """Compare ways to decode: ours in one thread of the CPU, and nvJPEG in batches."""
-    encoded = [torch.from_numpy(np.frombuffer(bytearray(jpeg), dtype=np.uint8))] * JPEGS
-    steps = {
-        "cpu": Step(partial(captioner.read, jpeg, max_pixels=MAX_PIXELS), 1),
-        "nvjpeg": Step(partial(io.decode_jpeg, encoded, device=captioner.device), JPEGS),
-    }
-    for step in steps.values():
-        step.run()
-    taken_ms = medians_ms(steps, repeats, captioner.device)
-    return {name: 1e3 / taken for name, taken in taken_ms.items()}
-
-
 class Pair(NamedTuple):
     """What the CPU and the GPU say of one photo."""
 
@@ -214,11 +197,8 @@ def main() -> None:
     rows = {batch: row_of(each, flops, matmul) for batch, each in taken_ms.items()}
     pairs = compared(cpu, gpu, args.photos)
     name = torch.cuda.get_device_name(gpu.device)
-    jpegs = [data for path in args.photos if (data := path.read_bytes()).startswith(JPEG_MARK)]
-    decoded = jpegs_per_s(gpu, jpegs[0], args.repeats) if jpegs else {}
     about = f"encoder: {flops / 1e9:.2f} GFLOP an image; matmul: {matmul / 1e12:.0f} TFLOP/s, half"
     head = [f"{name}; {precision}; medians of {args.repeats}; {about}", "parts are of whole"]
-    head += [f"decoding by {way}: {rate:.0f} photos/s" for way, rate in decoded.items()]
     line = {
         "benchmark": "gpu",
         "device": name,
@@ -227,7 +207,6 @@ def main() -> None:
         "repeats": args.repeats,
         "flops_per_image": flops,
         "matmul_flops_per_s": matmul,
-        "decoded_per_s": decoded,
         "rows": rows,
         "captions": {"photos": len(pairs), "same": _same(pairs)},
         "log_prob_differs_by": _furthest(pairs),

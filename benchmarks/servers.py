@@ -260,7 +260,7 @@ def _environment(
         "CAPTION_PORT": port,
         "CAPTION_CHECKPOINT": conditions.checkpoint,
         "CAPTION_DEVICE": conditions.device,
-        "CAPTION_DECODE_THREADS": conditions.decoders,
+        "CAPTION_DECODE_PROCESSES": conditions.decoders,
         "CAPTION_PRECISION": conditions.precision,
         "CAPTION_TORCH_THREADS": conditions.threads,
         "CAPTION_MAX_BATCH": conditions.batch,

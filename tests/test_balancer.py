@@ -120,11 +120,11 @@ def captions(services):
 
 def test_services_share_the_machine_out(monkeypatch):
     monkeypatch.setenv("CAPTION_TORCH_THREADS", "8")
-    monkeypatch.setenv("CAPTION_DECODE_THREADS", "2")
+    monkeypatch.setenv("CAPTION_DECODE_PROCESSES", "2")
     assert haproxy_server.part(1234, services=4) == {
         "CAPTION_PORT": "1234",
         "CAPTION_TORCH_THREADS": "2",
-        "CAPTION_DECODE_THREADS": "1",
+        "CAPTION_DECODE_PROCESSES": "1",
     }
 
 

@@ -20,7 +20,7 @@ async def test_the_network_runs_in_one_thread_and_decoding_in_others():
             return real(*given, **options)
 
         setattr(captioner, name, noting)
-    async with serving(captioner, decode_threads=2) as client:
+    async with serving(captioner, decode_processes=2) as client:
         service = client.app.state.door.service
         await asyncio.gather(*(service.caption(b"a", deadline_s()) for _ in range(9)))
     assert seen["caption"] == {"inference-0_0"}

@@ -4,7 +4,9 @@ CaptionerError
 ├── ImageError            one upload is at fault; ``code`` is stable and fit for clients
 │   ├── UnsupportedImage  the bytes are of a format we do not read
 │   ├── ImageTooLarge     the header declares more pixels than allowed
+│   ├── TooCostly         decoding it takes more time or memory than it may
 │   └── UndecodableImage  the format is right, the content is broken
+├── NoDecoder             there is no process to decode in now
 ├── CheckpointError       a directory of the model store cannot be trusted
 ├── OutOfMemory           the batch does not fit into the device; a smaller one may
 └── DeviceFault           the device has failed for good
@@ -33,10 +35,20 @@ class ImageTooLarge(ImageError):
     code = "too_many_pixels"
 
 
+class TooCostly(ImageError):
+    """Decoding takes more time or memory than it may."""
+
+    code = "too_costly"
+
+
 class UndecodableImage(ImageError):
     """The bytes start like an image and do not hold one."""
 
     code = "undecodable_image"
+
+
+class NoDecoder(CaptionerError):
+    """There is no process to decode in, through no fault of the image; soon there may be one."""
 
 
 class CheckpointError(CaptionerError):

@@ -15,9 +15,11 @@ from torch import Tensor
 
 from app.captioner import beam, checkpoint, compiled, fused, image, recorded
 from app.captioner import captions as captions_
+from app.captioner import decode as decode_
 from app.captioner import device as device_
 from app.captioner.captions import Caption, Findings, Found
 from app.captioner.checkpoint import Checkpoint
+from app.captioner.decode import is_quick
 from app.captioner.device import Precision
 from app.captioner.errors import CheckpointError, ImageError
 from app.captioner.forking import MOST_LANES
@@ -59,10 +61,9 @@ class Captioner:
             torch's threads stays the caller's business.
         lanes: where batches run that have one core, if not in this process; they have loaded the
             same checkpoint. They are as many as the cores, eight at most.
-        nvjpeg: whether a GPU decodes the JPEGs as well.
 
     Raises:
-        CheckpointError: the device lacks the precision, or nvJPEG.
+        CheckpointError: the device lacks the precision.
     """
 
     def __init__(
@@ -74,7 +75,6 @@ class Captioner:
         precision: Precision = "float32",
         cores: int | None = None,
         lanes: Lanes | None = None,
-        nvjpeg: bool = False,
     ) -> None:
         self.device = torch.device(device)
         on_cpu = self.device.type == "cpu"
@@ -86,7 +86,6 @@ class Captioner:
         self._geometry = loaded.manifest.image
         self._precision = precision
         self._lanes = lanes
-        self._jpegs_on = _with_nvjpeg(self.device) if nvjpeg else None
         self._recorder: recorded.Recorder | None = None
         if self.device.type == "cuda":
             search = partial(self._search, wanted=None)
@@ -100,7 +99,6 @@ class Captioner:
         device: str = "cpu",
         precision: Precision = "float32",
         cores: int | None = None,
-        nvjpeg: bool = False,
     ) -> Self:
         """Load and verify a directory of the model store.
 
@@ -113,7 +111,6 @@ class Captioner:
             directory=directory,
             precision=precision,
             cores=cores,
-            nvjpeg=nvjpeg,
         )
 
     @classmethod
@@ -153,8 +150,15 @@ class Captioner:
         """Whether a large batch takes about as long as a small one, as on a GPU."""
         return self._recorder is not None
 
-    def read(self, data: bytes, *, max_pixels: int) -> Tensor:
+    def read(
+        self, data: bytes, *, max_pixels: int, decode: decode_.Decode = decode_.decode
+    ) -> Tensor:
         """Turn the bytes of a JPEG, PNG or WebP file into the network's square.
+
+        Args:
+            data: the file.
+            max_pixels: width times height that the header may declare.
+            decode: gives the pixels; `decoders.Decoders.decode` does so in another process.
 
         Returns:
             uint8 ``(3, S, S)`` on the CPU. Safe to call from several threads.
@@ -163,10 +167,8 @@ class Captioner:
             ImageError: the upload is at fault; its subclass says how.
         """
         size_px = self._geometry.size_px
-        image_CHW = image.decode(
-            data, at_least_px=size_px, max_pixels=max_pixels, gpu=self._jpegs_on
-        )
-        return image.fit(image_CHW, size_px=size_px, how=self._geometry.fit).cpu()
+        pixels_HWC = decode(data, at_least_px=size_px, max_pixels=max_pixels)
+        return image.fit(image.tensor(pixels_HWC), size_px=size_px, how=self._geometry.fit)
 
     def unread(self, data: bytes, *, max_pixels: int) -> Unread | None:
         """Take an upload as it is, if `caption` had better read it.
@@ -175,7 +177,7 @@ class Captioner:
         twice, and whose caller leaves is not read at all. Not what takes long to decode: the others
         of the batch would wait for it.
         """
-        quick = self._cores is not None and image.is_quick(data)
+        quick = self._cores is not None and is_quick(data)
         return Unread(data, max_pixels) if quick else None
 
     def caption(
@@ -322,8 +324,11 @@ class Captioner:
         if self._lanes is not None:
             self._lanes.close()
 
-    def check_golden(self) -> None:
+    def check_golden(self, *, decode: decode_.Decode = decode_.decode) -> None:
         """Say the golden caption; in bfloat16 it may be any of the candidates.
+
+        Args:
+            decode: as for `read`.
 
         Raises:
             CheckpointError: this machine says something else than the trainer's did.
@@ -331,7 +336,7 @@ class Captioner:
         if self._directory is None:
             raise CheckpointError("a captioner that was not loaded has no golden caption")
         data, golden = checkpoint.read_golden(self._directory)
-        image = self.read(data, max_pixels=GOLDEN_MAX_PIXELS)
+        image = self.read(data, max_pixels=GOLDEN_MAX_PIXELS, decode=decode)
         for alone in (True,) if self._lanes is None else (True, False):
             self._check(self.caption([image], alone=alone)[0], golden)
 
@@ -374,16 +379,6 @@ def _find_recorded(
     on_stage("encode", began_s, ended_s - search_s)
     on_stage("search", ended_s - search_s, ended_s)
     return staying, found
-
-
-def _with_nvjpeg(gpu: torch.device) -> torch.device | None:
-    if gpu.type != "cuda":
-        return None
-    try:
-        image.check_nvjpeg(gpu)
-    except (RuntimeError, ImportError) as error:
-        raise CheckpointError(f"this GPU decodes no JPEGs: {error}") from None
-    return gpu
 
 
 def _prepared(network: Network, precision: Precision) -> Network:

@@ -1,8 +1,10 @@
-"""image.py: every honest format gives the right pixels, everything else gives an ImageError."""
+"""Every honest format gives the right pixels, everything else gives an ImageError."""
 
 import gzip
 import io
 import struct
+import subprocess
+import sys
 import threading
 import time
 import zlib
@@ -514,6 +516,11 @@ class TestAnyBytes:
         for at, patch in edits:
             mutated[at % len(mutated) : at % len(mutated) + len(patch)] = patch
         answers(bytes(mutated))
+
+
+def test_the_decoder_knows_no_torch():
+    program = "import sys, app.captioner.decode; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 class TestThreads:

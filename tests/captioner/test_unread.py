@@ -5,8 +5,9 @@ import io
 import pytest
 from PIL import Image
 
+from app.captioner.decode import is_quick
 from app.captioner.errors import ImageTooLarge, UndecodableImage
-from app.captioner.image import Unread, is_quick
+from app.captioner.image import Unread
 from app.captioner.pipeline import Captioner
 from tiny import photo
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(include=["app.captioner.image"]):
+with atheris.instrument_imports(include=["app.captioner.decode", "app.captioner.image"]):
     from app.captioner import image
 
 from PIL import Image
