@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from app.captioner.decode import cost
 from app.captioner.errors import (
     ImageError,
     ImageTooLarge,
@@ -320,6 +321,19 @@ CROWDED = {
 }
 
 
+def cpu_s(work):
+    started_s = time.thread_time()
+    work()
+    return time.thread_time() - started_s
+
+
+@pytest.fixture(scope="module")
+def honest_s():
+    """CPU seconds of one picture of 3.6 megapixels, in the same run."""
+    data = saved(photo(1900, 1900), "PNG")
+    return min(cpu_s(lambda: read(data)) for _ in range(5))
+
+
 class TestLimits:
     @pytest.mark.parametrize("data", [JPEG, PNG, WEBP, LOSSLESS])
     def test_the_limit_itself_is_allowed(self, data):
@@ -423,15 +437,12 @@ class TestLimits:
             read(png(width, height, 1, 0, bytes((width + 15) // 8 * height)))
 
     @pytest.mark.parametrize("data", CROWDED.values(), ids=CROWDED)
-    def test_a_crowd_of_parts_costs_less_than_ten_honest_pictures(self, data):
-        honest = saved(photo(1900, 1900), "PNG")
-        started_s = time.thread_time()
-        for _ in range(10):
-            read(honest)
-        honest_s = time.thread_time() - started_s
-        started_s = time.thread_time()
-        answers(data)
-        assert time.thread_time() - started_s < honest_s
+    def test_a_crowd_of_parts_costs_less_than_ten_honest_pictures(self, data, honest_s):
+        assert cpu_s(lambda: answers(data)) < 10 * honest_s
+
+    @pytest.mark.parametrize("data", CROWDED.values(), ids=CROWDED)
+    def test_a_cost_is_told_in_less_time_than_an_honest_picture(self, data, honest_s):
+        assert cpu_s(lambda: cost(data)) < honest_s
 
     @pytest.mark.parametrize("cover", [segment(0xFE, b"\xff\xd9"), b"\xff\x01"])
     def test_scans_cannot_hide_behind_another_marker(self, cover):
@@ -681,6 +692,32 @@ class TestThreads:
         assert len(data) > 2 * 2**16
         assert max(reads) > len(data) - 1000
         assert sum(size > 1000 for size in reads) == 1
+
+
+class TestCost:
+    def test_what_costs_more_is_told_to_cost_more(self):
+        """Within a factor of four of what it takes, all against the first; noise is in both."""
+        shape = (2400, 1600)
+        files = {
+            "png": saved(photo(*shape), "PNG", compress_level=1),
+            "png with alpha": saved(photo(*shape, mode="RGBA"), "PNG", compress_level=1),
+            "jpeg": saved(photo(*shape), "JPEG"),
+            "progressive jpeg": saved(photo(*shape), "JPEG", progressive=True),
+            "scans": many_scans(*shape, 20, 0xC2),
+            "arithmetic scans": many_scans(*shape, 5, 0xCA),
+            "webp": saved(photo(*shape), "WEBP", method=0),
+        }
+        taken_s = {
+            name: min(cpu_s(lambda: read(data, at_least_px=224)) for _ in range(3))  # noqa: B023
+            for name, data in files.items()
+        }
+        off = {name: cost(data) / taken_s[name] for name, data in files.items()}
+        middle = sorted(off.values())[len(off) // 2]
+        assert all(middle / 4 < each < middle * 4 for each in off.values()), off
+
+    @pytest.mark.parametrize("data", [b"", b"text", JPEG[:9], PNG[:20], WEBP[:14], b"\xff\xd8\xff"])
+    def test_what_is_no_image_has_a_cost_as_well(self, data):
+        assert 0 <= cost(data) < 1
 
 
 class TestLarge:
