@@ -16,8 +16,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from app.captioner.errors import ImageError, ImageTooLarge, UndecodableImage, UnsupportedImage
+from app.captioner.decode import cost
+from app.captioner.errors import (
+    ImageError,
+    ImageTooLarge,
+    TooCostly,
+    UndecodableImage,
+    UnsupportedImage,
+)
 from app.captioner.image import decode, fit
 
 MAX_PIXELS = 4_000_000
@@ -262,6 +270,70 @@ class TestDraft:
             read(saved(photo(800, 600), "JPEG"), at_least_px=10, max_pixels=479_999)
 
 
+def many_scans(width, height, scans, marker):
+    """A progressive JPEG of three components without content: each scan walks over all of it."""
+    components = b"".join(bytes([n, 0x11, 0]) for n in (1, 2, 3))
+    frame = segment(marker, struct.pack(">BHHB", 8, height, width, 3) + components)
+    table = segment(0xC4, b"\0\1" + bytes(15) + b"\0") + segment(
+        0xC4, b"\x10\1" + bytes(15) + b"\0"
+    )
+    first = segment(0xDA, b"\3\1\0\2\0\3\0" + b"\0\0\x0d") + bytes(4500)
+    more = [
+        segment(0xDA, bytes([1, n % 3 + 1, 0, 1, 63, (14 - n // 3) << 4 if n > 2 else 0]))
+        for n in range(scans - 1)
+    ]
+    more = [head[:-1] + bytes([head[-1] | 13 - n // 3]) + bytes(80) for n, head in enumerate(more)]
+    tables = segment(0xDB, b"\0" + b"\1" * 64) + (b"" if marker == 0xCA else table)
+    return b"\xff\xd8" + tables + frame + first + b"".join(more) + b"\xff\xd9"
+
+
+def animated(frames):
+    """A WebP of so many frames, all alike."""
+    pair = [Image.new("RGB", (8, 8), colour) for colour in ("red", "lime")]
+    data = saved(pair[0], "WEBP", save_all=True, append_images=pair[1:], lossless=True)
+    at = data.rindex(b"ANMF")
+    body = data[12:] + data[at:] * (frames - 2)
+    return b"RIFF" + struct.pack("<I", len(body) + 4) + b"WEBP" + body
+
+
+def webp_with(chunks):
+    body = b"WEBPVP8X" + struct.pack("<I", 10) + bytes(4) + b"\x2f\0\0" + b"\x1f\0\0"
+    body += chunks + LOSSLESS[12:]
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+CROWD = 2 * 10**6
+CROWDED = {
+    "jpeg, empty segments": with_segments(JPEG, b"\xff\xe0\0\2" * CROWD),
+    "jpeg, empty tables": with_segments(JPEG, b"\xff\xdb\0\2" * CROWD),
+    "jpeg, fill": with_segments(JPEG, b"\xff" * 8 * CROWD),
+    "jpeg, fill in pieces": with_segments(JPEG, (b"\xff" * 4000 + b"\xd0") * (CROWD // 500)),
+    "jpeg, bare markers": with_segments(JPEG, b"\xff\xd0" * 4 * CROWD),
+    "jpeg, stuffing": with_segments(JPEG, b"\xff\0" * 4 * CROWD),
+    "jpeg, restarts in a scan": PROGRESSIVE[:-2] + b"\xff\xd0" * 4 * CROWD + b"\xff\xd9",
+    "jpeg, tables between scans": PROGRESSIVE[:-2] + b"\xff\xdb\0\2" * CROWD + b"\xff\xd9",
+    "jpeg, tables after the scan": JPEG[:-2] + b"\xff\xdb\0\2" * CROWD + b"\xff\xd9",
+    "png, unknown chunks": PNG[:33] + chunk(b"abCd") * CROWD + PNG[33:],
+    "png, empty pixels": PNG[:33] + chunk(b"IDAT") * CROWD + PNG[33:],
+    "png, palettes": PNG[:33] + chunk(b"PLTE", b"abc") * CROWD + PNG[33:],
+    "webp, unknown chunks": webp_with((b"abcd" + bytes(4)) * CROWD),
+    "webp, frames": animated(CROWD // 10),
+}
+
+
+def cpu_s(work):
+    started_s = time.thread_time()
+    work()
+    return time.thread_time() - started_s
+
+
+@pytest.fixture(scope="module")
+def honest_s():
+    """CPU seconds of one picture of 3.6 megapixels, in the same run."""
+    data = saved(photo(1900, 1900), "PNG")
+    return min(cpu_s(lambda: read(data)) for _ in range(5))
+
+
 class TestLimits:
     @pytest.mark.parametrize("data", [JPEG, PNG, WEBP, LOSSLESS])
     def test_the_limit_itself_is_allowed(self, data):
@@ -309,6 +381,68 @@ class TestLimits:
         with pytest.raises(UndecodableImage):
             read(grey[:-2] + empty_scan * 5000 + grey[-2:])
         assert time.thread_time() - started_s < 2 * honest_s
+
+    @pytest.mark.parametrize("walks", [21, 6])
+    def test_scans_of_large_pictures_are_counted_with_their_pixels(self, walks):
+        """Beside the limit on scans: forty megapixels may not be walked over fifty times."""
+        marker = 0xCA if walks == 6 else 0xC2  # arithmetic code, whose walks count four times
+        limit = 2600 * 2600
+        with pytest.raises(TooCostly, match="longer to decode"):
+            read(many_scans(2600, 2600, walks, marker), max_pixels=limit)
+        few = many_scans(2600, 2600, 3, marker)
+        assert read(few, max_pixels=limit, at_least_px=325).shape == (3, 325, 325)
+
+    @pytest.mark.parametrize("lossless", [True, False])
+    def test_declared_pixels_are_held_against_the_bytes_of_a_webp(self, lossless):
+        data = saved(Image.new("RGB", (3100, 3100)), "WEBP", lossless=lossless, method=0)
+        if lossless:
+            with pytest.raises(TooCostly):
+                read(data, max_pixels=40_000_000)
+        else:  # each square of pixels has a byte
+            assert read(data, max_pixels=40_000_000, at_least_px=100).shape == (3, 207, 207)
+
+    def test_metadata_does_not_count_as_bytes_of_the_picture(self):
+        flat = saved(
+            Image.new("RGB", (3100, 3100)), "WEBP", lossless=True, method=0, exif=bytes(60_000)
+        )
+        with pytest.raises(TooCostly):
+            read(flat, max_pixels=40_000_000)
+
+    def test_declared_pixels_are_held_against_the_bytes_of_a_jpeg(self):
+        """Its pixels are missing: libjpeg would make them up, grey."""
+        data = saved(Image.new("L", (16, 16)), "JPEG")
+        at = data.index(b"\xff\xc0") + 5
+        wide = data[:at] + struct.pack(">HH", 4000, 4000) + data[at + 4 :]
+        with pytest.raises(TooCostly):
+            read(wide, max_pixels=40_000_000)
+
+    @pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG"])
+    def test_a_blank_page_and_a_blank_screen_are_read(self, kind):
+        for size in ((2480, 3508), (3840, 2160)):
+            data = saved(
+                Image.new("L", size, 255), kind, **({"lossless": True} if kind == "WEBP" else {})
+            )
+            image_CHW = read(data, max_pixels=40_000_000, at_least_px=224)
+            assert bool((image_CHW == 255).all())
+
+    def test_a_blank_page_at_twice_the_resolution_is_read(self):
+        data = saved(Image.new("1", (4960, 7016), 1), "PNG")
+        assert bool((read(data, max_pixels=40_000_000, at_least_px=224) == 255).all())
+
+    @pytest.mark.parametrize("size", [(1, 65_536), (65_536, 1)])
+    def test_a_side_longer_than_a_jpeg_can_have_is_too_large(self, size):
+        """Each row of pixels takes memory of its own, however short it is."""
+        width, height = size
+        with pytest.raises(ImageTooLarge):
+            read(png(width, height, 1, 0, bytes((width + 15) // 8 * height)))
+
+    @pytest.mark.parametrize("data", CROWDED.values(), ids=CROWDED)
+    def test_a_crowd_of_parts_costs_less_than_ten_honest_pictures(self, data, honest_s):
+        assert cpu_s(lambda: answers(data)) < 10 * honest_s
+
+    @pytest.mark.parametrize("data", CROWDED.values(), ids=CROWDED)
+    def test_a_cost_is_told_in_less_time_than_an_honest_picture(self, data, honest_s):
+        assert cpu_s(lambda: cost(data)) < honest_s
 
     @pytest.mark.parametrize("cover", [segment(0xFE, b"\xff\xd9"), b"\xff\x01"])
     def test_scans_cannot_hide_behind_another_marker(self, cover):
@@ -558,6 +692,148 @@ class TestThreads:
         assert len(data) > 2 * 2**16
         assert max(reads) > len(data) - 1000
         assert sum(size > 1000 for size in reads) == 1
+
+
+class TestCost:
+    def test_what_costs_more_is_told_to_cost_more(self):
+        """Within a factor of four of what it takes, all against the first; noise is in both."""
+        shape = (2400, 1600)
+        files = {
+            "png": saved(photo(*shape), "PNG", compress_level=1),
+            "png with alpha": saved(photo(*shape, mode="RGBA"), "PNG", compress_level=1),
+            "jpeg": saved(photo(*shape), "JPEG"),
+            "progressive jpeg": saved(photo(*shape), "JPEG", progressive=True),
+            "scans": many_scans(*shape, 20, 0xC2),
+            "arithmetic scans": many_scans(*shape, 5, 0xCA),
+            "webp": saved(photo(*shape), "WEBP", method=0),
+        }
+        taken_s = {
+            name: min(cpu_s(lambda: read(data, at_least_px=224)) for _ in range(3))  # noqa: B023
+            for name, data in files.items()
+        }
+        off = {name: cost(data) / taken_s[name] for name, data in files.items()}
+        middle = sorted(off.values())[len(off) // 2]
+        assert all(middle / 4 < each < middle * 4 for each in off.values()), off
+
+    @pytest.mark.parametrize("data", [b"", b"text", JPEG[:9], PNG[:20], WEBP[:14], b"\xff\xd8\xff"])
+    def test_what_is_no_image_has_a_cost_as_well(self, data):
+        assert 0 <= cost(data) < 1
+
+
+class TestLarge:
+    """Above four megapixels PNG and WebP are shrunk in strips, before anything is made of them."""
+
+    @pytest.mark.parametrize(
+        ("kind", "mode"),
+        [("PNG", mode) for mode in ("1", "L", "P", "LA", "RGB", "RGBA", "I;16")]
+        + [("WEBP", "RGB"), ("WEBP", "RGBA")],
+    )
+    def test_it_looks_as_if_it_had_been_whole(self, kind, mode):
+        data = saved(large(mode), kind, compress_level=1, lossless=True, quality=0, method=0)
+        small = fit(read(data, at_least_px=100, max_pixels=10**7), size_px=100, how="squeeze").int()
+        whole = fit(
+            read(data, at_least_px=2000, max_pixels=10**7), size_px=100, how="squeeze"
+        ).int()
+        assert read(data, at_least_px=100, max_pixels=10**7).shape[1] < 300
+        assert read(data, at_least_px=2000, max_pixels=10**7).shape == (3, 2000, 2100)
+        off = (small - whole).abs().float()
+        assert off.mean() < 1.5  # of 255, with contrasts of full range between neighbours
+
+    @pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+    def test_the_colour_of_what_is_transparent_does_not_shine_through(self, kind):
+        pixels = np.zeros((2000, 2100, 4), np.uint8)
+        pixels[..., 0] = 255
+        pixels[::2, ::2] = (0, 0, 255, 255)
+        data = saved(Image.fromarray(pixels), kind, lossless=True, exact=True, method=0)
+        image_CHW = read(data, at_least_px=250, max_pixels=10**7)
+        assert image_CHW.shape == (3, 500, 525)
+        assert close(image_CHW[:, 5:6, 5:6], torch.tensor([[[191]], [[191]], [[255]]]), within=1)
+
+    def test_a_transparent_palette_entry_stays_white(self):
+        image = Image.new("P", (2000, 2100), 0)
+        image.putpalette([10, 20, 30, 40, 50, 60])
+        data = saved(image, "PNG", transparency=0)
+        assert bool((read(data, at_least_px=100, max_pixels=10**7) == 255).all())
+
+    def test_every_orientation_is_undone(self):
+        for orientation in (1, 6):
+            data = saved(large("RGB"), "PNG", exif=exif_bytes(orientation), compress_level=1)
+            expected = as_tensor(TURNED[orientation](large("RGB").reduce(10)))
+            assert close(read(data, at_least_px=100, max_pixels=10**7), expected, within=1)
+
+    def test_a_long_side_is_shortened_by_itself(self):
+        assert read(
+            png(100, 50_000, 8, 0, bytes(101 * 50_000)), at_least_px=100, max_pixels=10**7
+        ).shape == (3, 6250, 100)
+
+    def test_a_small_file_of_a_large_webp_is_read_in_one_go(self):
+        """In blocks of as many bytes as the file has, a flat picture took most of its time."""
+        flat = saved(Image.new("RGBA", (2900, 2900), (9, 9, 9, 99)), "WEBP", lossless=True)
+        noise = np.random.default_rng(0).integers(0, 256, (2900, 2900, 3), dtype=np.uint8)
+        detailed = saved(Image.fromarray(noise), "WEBP", method=0)
+        began_s = time.thread_time()
+        read(detailed, at_least_px=100, max_pixels=10**7)
+        detailed_s = time.thread_time() - began_s
+        began_s = time.thread_time()
+        read(flat, at_least_px=100, max_pixels=10**7)
+        assert time.thread_time() - began_s < detailed_s
+
+    @pytest.mark.parametrize(
+        ("kind", "mode", "options"),
+        [
+            ("PNG", "1", {}), ("PNG", "P", {}), ("PNG", "RGBA", {"compress_level": 1}),
+            ("JPEG", "CMYK", {"progressive": True}),
+            ("WEBP", "RGBA", {"lossless": True, "method": 0}),
+        ],
+    )  # fmt: skip
+    def test_no_step_takes_more_than_a_few_bytes_for_a_pixel(self, kind, mode, options, tmp_path):
+        for size in ((2900, 2900), (300, 16_000)):
+            (tmp_path / "file").write_bytes(saved(Image.new(mode, size), kind, **options))
+            grown = peak_growth(
+                tmp_path / "file", "decode(data, at_least_px=224, max_pixels=10**7)"
+            )
+            assert grown < 20 * size[0] * size[1] + 2**24
+
+    def test_fitting_the_narrowest_takes_little(self):
+        for size in ((65_535, 1), (1, 65_535), (65_535, 60)):
+            image_CHW = torch.full((*size, 3), 77, dtype=torch.uint8).permute(2, 0, 1)
+            with RecordedTensors() as recorded:
+                square_CSS = fit(image_CHW, size_px=224, how="squeeze")
+            assert bool((square_CSS == 77).all())
+            assert recorded.most < 224 * 65_535
+
+
+def large(mode):
+    """4.2 megapixels, more detail than a photo's."""
+    coarse = np.random.default_rng(5).integers(0, 256, (50, 50, 4), dtype=np.uint8)
+    image = Image.fromarray(coarse).resize((2100, 2000), Image.Resampling.BICUBIC)
+    if mode == "I;16":
+        return Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 256)
+    return image.convert(mode) if mode != "P" else image.convert("RGB").convert("P")
+
+
+def peak_growth(file, what):
+    """Bytes by which the peak memory of a fresh process grows while it does that."""
+    program = f"""
+import pathlib, resource, sys
+from app.captioner.decode import decode
+data = pathlib.Path(sys.argv[1]).read_bytes()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+{what}
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+"""
+    return int(subprocess.check_output([sys.executable, "-c", program, str(file)]))
+
+
+class RecordedTensors(TorchDispatchMode):
+    """Notes the most elements of any tensor that is made."""
+
+    most = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        self.most = max(self.most, made.numel() if isinstance(made, torch.Tensor) else 0)
+        return made
 
 
 class TestFit:
