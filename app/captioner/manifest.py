@@ -7,6 +7,7 @@ B images, K beams, T steps, V words, R regions, D feature width, H width of the 
 """
 
 import json
+import math
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -130,7 +131,8 @@ def _search_floats(manifest: Manifest) -> int:
     K, T = manifest.search.beam_width, manifest.search.max_words + 1
     V, H = about.words, about.hidden_width
     D = spec.grid_width if about.features == "grid" else spec.vector_width
-    R = -((-manifest.image.size_px // spec.stride_px) ** 2) if about.features == "grid" else 1
+    side = math.ceil(manifest.image.size_px / spec.stride_px) if about.features == "grid" else 1
+    R = side**2
     return R * (2 * D + 3 * H) + K * (2 * V + 12 * H + T * (3 * (R + 1) + 12))
 
 

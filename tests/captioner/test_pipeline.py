@@ -160,7 +160,7 @@ def test_a_golden_image_that_is_none_is_the_checkpoints_fault(loaded):
 
 def test_a_network_that_says_nothing_is_refused(loaded, monkeypatch):
     captioner = Captioner(loaded)
-    monkeypatch.setattr(captioner, "caption", lambda images, alone: [() for _ in images])
+    monkeypatch.setattr(captioner, "caption", lambda images, **_: [() for _ in images])
     with pytest.raises(CheckpointError, match="says nothing"):
         captioner.check_golden()
 

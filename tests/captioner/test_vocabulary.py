@@ -32,7 +32,20 @@ def test_a_word_named_twice_is_refused():
         Vocabulary(("a", "a"))
 
 
-NO_WORDS = [7, None, "", "A", "two words", "it's", "a_b", "<b>", "a\n", "\x1b[31m", "\ud800", "a" * 101]
+NO_WORDS = [
+    7,
+    None,
+    "",
+    "A",
+    "two words",
+    "it's",
+    "a_b",
+    "<b>",
+    "a\n",
+    "\x1b[31m",
+    "\ud800",
+    "a" * 101,
+]
 
 
 @pytest.mark.parametrize("word", NO_WORDS, ids=ascii)
