@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from app.captioner.beam import SearchOptions
-from app.captioner.checkpoint import Checkpoint, ImageGeometry, Manifest
+from app.captioner.checkpoint import Checkpoint
+from app.captioner.manifest import ImageGeometry, Manifest
 from app.captioner.network import Architecture, Network
 from app.captioner.vocabulary import Vocabulary
 from trainer.publish import publish

@@ -17,8 +17,8 @@ import torch
 from tqdm import tqdm
 
 from app.captioner import image
-from app.captioner.checkpoint import ImageGeometry
 from app.captioner.errors import ImageError
+from app.captioner.manifest import ImageGeometry
 from app.captioner.network import Encoder
 from trainer.data import Example, Split, data_sha256
 from trainer.errors import DataError

@@ -9,6 +9,7 @@ import torch
 
 from app.captioner import checkpoint
 from app.captioner.checkpoint import Checkpoint
+from app.captioner.manifest import WEIGHTS
 from trainer.averaging import mean
 from trainer.errors import TrainerError
 from trainer.run import BEST
@@ -81,7 +82,7 @@ def _refuse_another(directory: Path, one: Checkpoint, *, than: Checkpoint) -> No
 def _told(part: Checkpoint, share: float) -> dict[str, Any]:
     manifest = part.manifest
     about = {"name": manifest.name, "version": manifest.version}
-    return {**about, "sha256": manifest.files[checkpoint.WEIGHTS], "share": round(share, 4)}
+    return {**about, "sha256": manifest.files[WEIGHTS], "share": round(share, 4)}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

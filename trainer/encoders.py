@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torchvision import models
 
 from app.captioner import checkpoint
-from app.captioner.checkpoint import ImageGeometry
+from app.captioner.manifest import ImageGeometry
 from app.captioner.network import Architecture, Encoder, Network
 from app.captioner.vocabulary import Vocabulary
 from trainer.errors import TrainerError

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from app.captioner.checkpoint import Checkpoint, Manifest
+from app.captioner.checkpoint import Checkpoint
+from app.captioner.manifest import Manifest
 from app.captioner.network import Network
 from app.captioner.pipeline import Captioner
 from trainer.distributed import Ranks

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from app.captioner.checkpoint import ImageGeometry
+from app.captioner.manifest import ImageGeometry
 from app.captioner.vocabulary import tokenise
 from trainer.arrays import fitted_images
 from trainer.data import Split, check_counts, data_sha256, read_split, split_names

@@ -11,9 +11,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from app.captioner import checkpoint
-from app.captioner.checkpoint import Checkpoint, Golden, Manifest
+from app.captioner.checkpoint import Checkpoint
+from app.captioner.manifest import Golden, Manifest
 from app.captioner.pipeline import GOLDEN_MAX_PIXELS, Captioner
 from trainer.data import read_split
 from trainer.devices import available_device
@@ -68,10 +70,16 @@ def _changed(manifest: Manifest, **changes: object) -> Manifest:
         return Manifest.model_validate(manifest.model_dump() | changes)
     except ValidationError as error:
         wrong = error.errors()[0]
-        raise TrainerError(
-            f"{wrong['loc'][0]} {wrong['input']!r} cannot be published: expected small letters, "
-            "digits, and . _ - after the first of them"
-        ) from None
+        place = ".".join(map(str, wrong["loc"])) or "checkpoint"
+        given = "" if place == "checkpoint" else f" {wrong['input']!r}"
+        raise TrainerError(f"{place}{given} cannot be published: {_rule(wrong)}") from None
+
+
+def _rule(wrong: ErrorDetails) -> str:
+    """Say in words what a pattern says, and else what pydantic does."""
+    if wrong["type"] == "string_pattern_mismatch":
+        return "expected small letters, digits, and . _ - after the first of them"
+    return wrong["msg"]
 
 
 def draw_golden_image() -> bytes:

@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from app.captioner.beam import SearchOptions
-from app.captioner.checkpoint import ImageGeometry
+from app.captioner.manifest import BoundedSearch, ImageGeometry, Name
 from app.captioner.network import Architecture
 from trainer.errors import RecipeError
 
@@ -156,13 +156,13 @@ class Recipe(_Part):
         captions_per_image: captions of an image per epoch; of more, a random choice is taken.
     """
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
+    name: Name
     seed: int = Field(default=1, ge=0)
     captions_per_image: int = Field(default=5, ge=1)
     network: Network
     image: ImageGeometry
     vocabulary: VocabularyOptions = VocabularyOptions()
-    search: SearchOptions = SearchOptions()
+    search: BoundedSearch = SearchOptions()
     stages: tuple[Stage, ...] = Field(min_length=1)
 
     @model_validator(mode="after")

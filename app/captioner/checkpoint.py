@@ -12,93 +12,47 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple, NoReturn
+from typing import Final, NamedTuple
 
-import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
-from torch import Tensor
+from pydantic import ValidationError
 
-from app.captioner.beam import SearchOptions
+from app.captioner import documents, weights
+from app.captioner.directory import Directory
 from app.captioner.errors import CheckpointError
-from app.captioner.image import Fit
+from app.captioner.manifest import FORMAT_VERSION, WEIGHTS, Golden, Manifest
 from app.captioner.network import Architecture, Network
 from app.captioner.vocabulary import TOKENISER, Vocabulary
 
-FORMAT_VERSION: Final = 1
 MANIFEST = "manifest.json"
-WEIGHTS = "weights.safetensors"
 VOCABULARY = "vocabulary.json"
 GOLDEN_IMAGE = "golden/image.png"
 GOLDEN_CAPTION = "golden/caption.json"
 CARD = "CARD.md"
 _PICKLES = {".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt"}
 
-
-class ImageGeometry(BaseModel):
-    """How an image becomes the network's square.
-
-    Attributes:
-        size_px: side of the square.
-        fit: ``squeeze``, ``crop`` or ``pad``, see `app.captioner.image.fit`.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    size_px: int = Field(ge=32, le=1024)
-    fit: Fit
+_MANIFEST_BYTES, _MANIFEST_VALUES = 4 * 2**20, 2**18  # thousands of epochs of history
+_MOST_BYTES: Final = {VOCABULARY: 32 * 2**20, GOLDEN_CAPTION: 64 * 2**10}
+_OTHER_BYTES = 16 * 2**20  # card, golden image and what else a manifest lists
+_MANY_VALUES = 100  # of a golden caption, and of a vocabulary beside its words
 
 
-class Manifest(BaseModel):
-    """What the network is and where it comes from. What a machine may do stands in CAPTION_*."""
+class GoldenSample(NamedTuple):
+    """The golden caption and the file it is said of, as the manifest vouches for both."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    format_version: Literal[1] = FORMAT_VERSION
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
-    version: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
-    architecture: Architecture
-    image: ImageGeometry
-    search: SearchOptions
-    tokeniser: str = TOKENISER
-    files: dict[str, str] = {}
-    scores: dict[str, Any] = {}
-    history: list[dict[str, Any]] = []
-    recipe: dict[str, Any] = {}
-    data: dict[str, Any] = {}
-    versions: dict[str, str] = {}
-    source_commit: str = ""
-
-    def public(self) -> dict[str, Any]:
-        """Return what a client may know, JSON-ready."""
-        hidden = {"recipe", "data", "versions", "files", "history"}
-        return {**self.model_dump(mode="json", exclude=hidden), "sha256": self.files.get(WEIGHTS)}
-
-
-class Golden(BaseModel):
-    """What the network must say about the golden image.
-
-    Attributes:
-        caption: the best caption, word for word.
-        log_prob: its log-probability, in nats.
-        tolerance: how far, in nats, another CPU or a GPU may be from it in float32.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    caption: str
-    log_prob: float
-    tolerance: float = 0.05
+    image: bytes
+    said: Golden
 
 
 class Checkpoint(NamedTuple):
-    """A loaded directory: float32 weights on the CPU, evaluation mode."""
+    """A loaded directory: float32 weights on the CPU, evaluation mode.
+
+    A run's own have no golden sample; to publish one is to give it one.
+    """
 
     network: Network
     vocabulary: Vocabulary
     manifest: Manifest
+    golden: GoldenSample | None = None
 
 
 # --- saving -------------------------------------------------------------------------------------
@@ -118,7 +72,7 @@ def save(
         CheckpointError: the directory exists; a published checkpoint never changes.
     """
     contents = {
-        WEIGHTS: save_tensors(_halved(checkpoint.network.state_dict())),
+        WEIGHTS: weights.written(checkpoint.network),
         VOCABULARY: _json({"words": checkpoint.vocabulary.words}),
         **(extra_files or {}),
     }
@@ -136,14 +90,6 @@ def save(
     return manifest
 
 
-def _halved(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Matrices and kernels in half precision; biases and batch-norm statistics stay exact."""
-    return {
-        name: (tensor.half() if tensor.ndim > 1 else tensor).detach().cpu().contiguous()
-        for name, tensor in state.items()
-    }
-
-
 def _json(value: object) -> bytes:
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
 
@@ -152,20 +98,26 @@ def _json(value: object) -> bytes:
 
 
 def load(directory: Path) -> Checkpoint:
-    """Read a directory and verify all of it: hashes, words, names and shapes.
+    """Read a directory and verify all of it: hashes, words, names, shapes and bounds.
+
+    Nothing is read twice, and nothing that the manifest does not vouch for.
 
     Raises:
         CheckpointError: what was expected, what came, what to do.
     """
-    manifest = read_manifest(directory)
-    _refuse_pickles(directory)
-    contents = {name: _verified(directory, name, sha) for name, sha in manifest.files.items()}
-    for name in (WEIGHTS, VOCABULARY):
-        if name not in contents:
-            _refuse(directory, f"{MANIFEST} does not list {name}")
-    vocabulary = _vocabulary(directory, contents[VOCABULARY], manifest.architecture.words)
-    network = _network(directory, contents[WEIGHTS], manifest.architecture)
-    return Checkpoint(network, vocabulary, manifest)
+    with _opened(directory) as files:
+        manifest = _manifest(files)
+        _refuse_pickles(files)
+        _refuse_unlisted(files, manifest)
+        empty = _empty_network(files, manifest.architecture)
+        most_bytes = {**_MOST_BYTES, WEIGHTS: weights.most_bytes(empty)}
+        contents = {
+            name: _verified(files, name, sha256, most_bytes.get(name, _OTHER_BYTES))
+            for name, sha256 in manifest.files.items()
+        }
+        vocabulary = _vocabulary(files, contents[VOCABULARY], manifest.architecture.words)
+        network = _network(files, empty, contents[WEIGHTS])
+        return Checkpoint(network, vocabulary, manifest, _golden(files, contents))
 
 
 def read_manifest(directory: Path) -> Manifest:
@@ -174,100 +126,115 @@ def read_manifest(directory: Path) -> Manifest:
     Raises:
         CheckpointError: it is missing, not ours, or newer than this program.
     """
-    path = directory / MANIFEST
-    if not path.is_file():
-        _refuse(directory, f"no {MANIFEST} there: name a directory <name>/<version> of model_store")
+    with _opened(directory) as files:
+        return _manifest(files)
+
+
+def _opened(directory: Path) -> Directory:
     try:
-        fields = json.loads(path.read_bytes())
+        files = Directory(directory)
+    except OSError:
+        raise _no_manifest(directory) from None
+    if not files.has(MANIFEST):
+        files.close()
+        raise _no_manifest(directory)
+    return files
+
+
+def _no_manifest(directory: Path) -> CheckpointError:
+    return CheckpointError(
+        f"checkpoint {directory}: no {MANIFEST} there: name a directory <name>/<version> of "
+        "model_store"
+    )
+
+
+def _manifest(files: Directory) -> Manifest:
+    content = files.read(MANIFEST, most_bytes=_MANIFEST_BYTES)
+    try:
+        fields = documents.parse(content, most_values=_MANIFEST_VALUES)
         version = fields.get("format_version")
         if isinstance(version, int) and version > FORMAT_VERSION:
-            _refuse(
-                directory, f"format {version} is newer than {FORMAT_VERSION}: update the service"
-            )
+            files.refuse(f"format {version} is newer than {FORMAT_VERSION}: update the service")
         manifest = Manifest.model_validate(fields)
     except (ValueError, AttributeError) as error:
-        _refuse(directory, f"{MANIFEST} is not a manifest: {_first_line(error)}")
+        files.refuse(f"{MANIFEST} is not a manifest: {_told(error)}")
     if manifest.tokeniser != TOKENISER:
-        _refuse(directory, f"tokeniser {manifest.tokeniser!r} is unknown, expected {TOKENISER!r}")
+        files.refuse(f"tokeniser {manifest.tokeniser[:100]!r} is unknown, expected {TOKENISER!r}")
     return manifest
 
 
-def read_golden(directory: Path) -> tuple[bytes, Golden]:
-    """Return the golden image's bytes and what must be said about it.
-
-    Raises:
-        CheckpointError: the checkpoint has none.
-    """
-    try:
-        image = (directory / GOLDEN_IMAGE).read_bytes()
-        golden = Golden.model_validate_json((directory / GOLDEN_CAPTION).read_bytes())
-    except (OSError, ValidationError) as error:
-        _refuse(directory, f"the golden caption cannot be read: {_first_line(error)}")
-    return image, golden
-
-
-def _refuse_pickles(directory: Path) -> None:
-    pickles = sorted(path.name for path in directory.rglob("*") if path.suffix in _PICKLES)
+def _refuse_pickles(files: Directory) -> None:
+    pickles = sorted(name for name in files.names() if Path(name).suffix.lower() in _PICKLES)
     if pickles:
-        _refuse(directory, f"pickle files are never loaded, remove {', '.join(pickles)}")
+        files.refuse(f"pickle files are never loaded, remove {', '.join(pickles)}")
 
 
-def _verified(directory: Path, name: str, sha256: str) -> bytes:
-    path = directory / name
-    if not path.resolve().is_relative_to(directory.resolve()) or not path.is_file():
-        _refuse(directory, f"{name} is missing: copy the whole directory again")
-    content = path.read_bytes()
+def _refuse_unlisted(files: Directory, manifest: Manifest) -> None:
+    """Refuse what nobody vouches for: weights and words always, a golden sample that is there."""
+    for name in (WEIGHTS, VOCABULARY, GOLDEN_IMAGE, GOLDEN_CAPTION):
+        needed = name in (WEIGHTS, VOCABULARY) or files.has(name) or _has_golden(manifest.files)
+        if needed and name not in manifest.files:
+            files.refuse(f"{MANIFEST} does not list {name}")
+
+
+def _has_golden(names: Mapping[str, object]) -> bool:
+    return GOLDEN_IMAGE in names or GOLDEN_CAPTION in names
+
+
+def _verified(files: Directory, name: str, sha256: str, most_bytes: int) -> bytes:
+    content = files.read(name, most_bytes=most_bytes)
     found = hashlib.sha256(content).hexdigest()
     if found != sha256:
-        _refuse(
-            directory,
-            f"{name} has sha256 {found[:12]}, {MANIFEST} expects {sha256[:12]}: copy it again",
+        files.refuse(
+            f"{name} has sha256 {found[:12]}, {MANIFEST} expects {sha256[:12]}: copy it again"
         )
     return content
 
 
-def _vocabulary(directory: Path, content: bytes, words: int) -> Vocabulary:
+def _vocabulary(files: Directory, content: bytes, words: int) -> Vocabulary:
     try:
-        vocabulary = Vocabulary(tuple(json.loads(content)["words"]))
+        named = documents.parse(content, most_values=words + _MANY_VALUES)["words"]
+        if not isinstance(named, list):
+            raise TypeError("its words are no list")  # noqa: TRY301
+        vocabulary = Vocabulary(tuple(named))
     except (ValueError, KeyError, TypeError) as error:
-        _refuse(directory, f"{VOCABULARY} is not a vocabulary: {_first_line(error)}")
+        files.refuse(f"{VOCABULARY} is not a vocabulary: {_told(error)}")
     if len(vocabulary) != words:
-        _refuse(
-            directory,
+        files.refuse(
             f"{WEIGHTS} expects {words} words, {VOCABULARY} has {len(vocabulary)}: "
-            "restore the pair or retrain",
+            "restore the pair or retrain"
         )
     return vocabulary
 
 
-def _network(directory: Path, content: bytes, architecture: Architecture) -> Network:
-    """Build the network without drawing random weights, then let it take over the tensors."""
-    with torch.device("meta"):
-        network = Network(architecture)
+def _golden(files: Directory, contents: Mapping[str, bytes]) -> GoldenSample | None:
+    if not _has_golden(contents):
+        return None
     try:
-        tensors = load_tensors(content)
-    except SafetensorError as error:
-        _refuse(directory, f"{WEIGHTS} is not a safetensors file: {_first_line(error)}")
-    expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    for name in sorted(expected.keys() | found.keys()):
-        if expected.get(name) != found.get(name):
-            _refuse(
-                directory,
-                f"{WEIGHTS} has {name} of shape {found.get(name)}, the architecture in {MANIFEST} "
-                f"expects {expected.get(name)}: restore the pair or retrain",
-            )
-    single = {
-        name: tensor.float() if tensor.is_floating_point() else tensor
-        for name, tensor in tensors.items()
-    }
-    network.load_state_dict(single, assign=True)
-    return network.eval().requires_grad_(requires_grad=False)
+        fields = documents.parse(contents[GOLDEN_CAPTION], most_values=_MANY_VALUES)
+        return GoldenSample(contents[GOLDEN_IMAGE], Golden.model_validate(fields))
+    except ValueError as error:
+        files.refuse(f"{GOLDEN_CAPTION} is no golden caption: {_told(error)}")
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0]
+def _empty_network(files: Directory, architecture: Architecture) -> Network:
+    try:
+        return weights.empty_network(architecture)
+    except ValueError as error:
+        files.refuse(f"{MANIFEST} asks for too much: {error}")
 
 
-def _refuse(directory: Path, reason: str) -> NoReturn:
-    raise CheckpointError(f"checkpoint {directory}: {reason}")
+def _network(files: Directory, empty: Network, content: bytes) -> Network:
+    try:
+        return weights.filled(empty, content)
+    except ValueError as error:
+        files.refuse(f"{WEIGHTS}: {_told(error)}")
+
+
+def _told(error: Exception) -> str:
+    """Say what is wrong and where, in one line; of what came no more than a glimpse."""
+    if not isinstance(error, ValidationError):
+        return str(error)
+    wrong = error.errors(include_url=False, include_input=False)[0]
+    place = ".".join(str(step)[:100] for step in wrong["loc"])
+    return f"{place}: {wrong['msg']}" if place else wrong["msg"]

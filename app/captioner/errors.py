@@ -12,6 +12,8 @@ CaptionerError
 └── DeviceFault           the device has failed for good
 """
 
+_MOST_CHARACTERS = 1000
+
 
 class CaptionerError(Exception):
     """Anything the workshop raises on purpose."""
@@ -52,7 +54,14 @@ class NoDecoder(CaptionerError):
 
 
 class CheckpointError(CaptionerError):
-    """A checkpoint directory is missing, damaged, or not what its manifest says."""
+    """A checkpoint directory is missing, damaged, or not what its manifest says.
+
+    The message may quote a stranger's file: on its way into logs and terminals it is one line of
+    printable characters, and cut.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(_printable(message))
 
 
 class OutOfMemory(CaptionerError):
@@ -61,3 +70,8 @@ class OutOfMemory(CaptionerError):
 
 class DeviceFault(CaptionerError):
     """The device has failed for good; only a new process can use it."""
+
+
+def _printable(text: str) -> str:
+    cut = text if len(text) <= _MOST_CHARACTERS else text[:_MOST_CHARACTERS] + " ..."
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in cut)

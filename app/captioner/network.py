@@ -5,13 +5,20 @@ T steps, V words, E embedding width, G gates of an LSTM, N any leading axes
 """
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torchvision import models
+
+from app.captioner.vocabulary import MOST_WORDS, SPECIALS
+
+MOST_WIDE = 8192
+"""Of embeddings and of the LSTM: several times what any captioner has."""
+_Mean = Annotated[float, Field(ge=-1000, le=1000)]
+_Std = Annotated[float, Field(ge=1e-4, le=1000)]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -40,13 +47,13 @@ class Architecture(BaseModel):
     encoder: str
     features: Literal["grid", "vector"]
     decoder: Literal["merge", "inject", "attention"]
-    words: int = Field(gt=4)
-    embedding_width: int = Field(default=512, gt=0)
-    hidden_width: int = Field(default=512, gt=0)
+    words: int = Field(gt=4, le=MOST_WORDS + len(SPECIALS))
+    embedding_width: int = Field(default=512, gt=0, le=MOST_WIDE)
+    hidden_width: int = Field(default=512, gt=0, le=MOST_WIDE)
     whole_image: bool = False
     dropout: float = Field(default=0.5, ge=0, lt=1)
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+    mean: tuple[_Mean, _Mean, _Mean] = IMAGENET_MEAN
+    std: tuple[_Std, _Std, _Std] = IMAGENET_STD
 
     @model_validator(mode="after")
     def _known_and_compatible(self) -> Self:
@@ -63,12 +70,23 @@ class Architecture(BaseModel):
 
 
 class EncoderSpec(NamedTuple):
-    """How to cut a torchvision classifier before its classes."""
+    """How to cut a torchvision classifier before its classes.
+
+    Attributes:
+        blocks: up to its last convolution.
+        grid_width: D of a region.
+        head: from there to its penultimate layer.
+        vector_width: D of that layer.
+        stride_px: from region to region.
+        floats_per_pixel: into and out of its largest layer, for each pixel of an image.
+    """
 
     blocks: Callable[[Any], list[nn.Module]]
     grid_width: int
     head: Callable[[Any], list[nn.Module]]
     vector_width: int
+    stride_px: int
+    floats_per_pixel: int
 
 
 def _resnet_blocks(net: Any) -> list[nn.Module]:
@@ -100,13 +118,13 @@ def _convnext_head(net: Any) -> list[nn.Module]:
 
 
 ENCODERS: dict[str, EncoderSpec] = {
-    "vgg16": EncoderSpec(_vgg_blocks, 512, _vgg_head, 4096),
-    "resnet50": EncoderSpec(_resnet_blocks, 2048, _pooled, 2048),
-    "resnet101": EncoderSpec(_resnet_blocks, 2048, _pooled, 2048),
-    "mobilenet_v2": EncoderSpec(_features, 1280, _pooled, 1280),
-    "mobilenet_v3_large": EncoderSpec(_features, 960, _pooled_and_classifier_start, 1280),
-    "efficientnet_b0": EncoderSpec(_features, 1280, _pooled, 1280),
-    "convnext_tiny": EncoderSpec(_features, 768, _convnext_head, 768),
+    "vgg16": EncoderSpec(_vgg_blocks, 512, _vgg_head, 4096, 16, 128),
+    "resnet50": EncoderSpec(_resnet_blocks, 2048, _pooled, 2048, 32, 32),
+    "resnet101": EncoderSpec(_resnet_blocks, 2048, _pooled, 2048, 32, 32),
+    "mobilenet_v2": EncoderSpec(_features, 1280, _pooled, 1280, 32, 48),
+    "mobilenet_v3_large": EncoderSpec(_features, 960, _pooled_and_classifier_start, 1280, 32, 32),
+    "efficientnet_b0": EncoderSpec(_features, 1280, _pooled, 1280, 32, 48),
+    "convnext_tiny": EncoderSpec(_features, 768, _convnext_head, 768, 32, 48),
 }
 
 

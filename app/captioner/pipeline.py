@@ -25,6 +25,7 @@ from app.captioner.errors import CheckpointError, ImageError
 from app.captioner.forking import MOST_LANES
 from app.captioner.image import Unread
 from app.captioner.lanes import Lanes
+from app.captioner.manifest import Golden, Manifest
 from app.captioner.network import Network
 from app.captioner.vocabulary import BOS, EOS, PAD, UNK
 
@@ -55,7 +56,6 @@ class Captioner:
     Args:
         loaded: what `checkpoint.load` gave, or a network still in training.
         device: a torch device string.
-        directory: where the golden caption lies, if anywhere.
         precision: of the large products, see `fused.fused` and, for a GPU, `recorded.prepared`.
         cores: of a CPU, for all calls of `caption` under way together; without it the number of
             torch's threads stays the caller's business.
@@ -71,7 +71,6 @@ class Captioner:
         loaded: Checkpoint,
         *,
         device: str = "cpu",
-        directory: Path | None = None,
         precision: Precision = "float32",
         cores: int | None = None,
         lanes: Lanes | None = None,
@@ -82,7 +81,7 @@ class Captioner:
         self.network = _prepared(loaded.network.to(self.device).eval(), precision)
         self.vocabulary = loaded.vocabulary
         self.manifest = loaded.manifest
-        self._directory = directory
+        self._golden = loaded.golden
         self._geometry = loaded.manifest.image
         self._precision = precision
         self._lanes = lanes
@@ -108,7 +107,6 @@ class Captioner:
         return cls(
             checkpoint.load(directory),
             device=device,
-            directory=directory,
             precision=precision,
             cores=cores,
         )
@@ -134,9 +132,17 @@ class Captioner:
         """
         loaded = checkpoint.load(directory)
         size_px = loaded.manifest.image.size_px
-        load = partial(cls.load, directory, precision=precision)
+        load = partial(cls._load_alike, directory, precision=precision, expected=loaded.manifest)
         lanes = Lanes(load, count=min(cores, MOST_LANES), most_images=most_images, size_px=size_px)
-        return cls(loaded, directory=directory, precision=precision, cores=cores, lanes=lanes)
+        return cls(loaded, precision=precision, cores=cores, lanes=lanes)
+
+    @classmethod
+    def _load_alike(cls, directory: Path, *, precision: Precision, expected: Manifest) -> Self:
+        """Load what another process has loaded, and nothing that took its place since."""
+        captioner = cls.load(directory, precision=precision)
+        if captioner.manifest != expected:
+            raise CheckpointError(f"checkpoint {directory} was exchanged while it was loaded")
+        return captioner
 
     @property
     def lanes(self) -> int:
@@ -333,14 +339,22 @@ class Captioner:
         Raises:
             CheckpointError: this machine says something else than the trainer's did.
         """
-        if self._directory is None:
-            raise CheckpointError("a captioner that was not loaded has no golden caption")
-        data, golden = checkpoint.read_golden(self._directory)
-        image = self.read(data, max_pixels=GOLDEN_MAX_PIXELS, decode=decode)
+        if self._golden is None:
+            raise CheckpointError(f"{self._name} has no golden caption: publish it with one")
+        try:
+            image = self.read(self._golden.image, max_pixels=GOLDEN_MAX_PIXELS, decode=decode)
+        except ImageError as error:
+            raise CheckpointError(f"{self._name}: its golden image: {error}") from None
         for alone in (True,) if self._lanes is None else (True, False):
-            self._check(self.caption([image], alone=alone)[0], golden)
+            self._check(self.caption([image], alone=alone)[0], self._golden.said)
 
-    def _check(self, candidates: tuple[Caption, ...], golden: checkpoint.Golden) -> None:
+    @property
+    def _name(self) -> str:
+        return f"checkpoint {self.manifest.name}/{self.manifest.version}"
+
+    def _check(self, candidates: tuple[Caption, ...], golden: Golden) -> None:
+        if not candidates:
+            raise CheckpointError(f"{self._name} says nothing of its golden image")
         best, tolerance = candidates[0], golden.tolerance
         if self._precision == "bfloat16":  # which of two close candidates wins is rounding
             tolerance = max(tolerance, GOLDEN_TOLERANCE_BFLOAT16)
@@ -348,7 +362,7 @@ class Captioner:
         close = math.isclose(best.log_prob, golden.log_prob, rel_tol=0, abs_tol=tolerance)
         if best.text != golden.caption or not close:
             raise CheckpointError(
-                f"checkpoint {self._directory}: the golden caption is {golden.caption!r} at "
+                f"{self._name}: the golden caption is {golden.caption!r} at "
                 f"{golden.log_prob:.3f}, this machine says {best.text!r} at {best.log_prob:.3f}"
             )
 

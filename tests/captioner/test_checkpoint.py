@@ -1,5 +1,8 @@
 import json
+import math
+import os
 import pickle
+import shutil
 
 import pytest
 import torch
@@ -10,9 +13,14 @@ from app.captioner.errors import CheckpointError
 from tiny import save_tiny_checkpoint, tiny_unpublished
 
 
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    return save_tiny_checkpoint(tmp_path_factory.mktemp("store"))
+
+
 @pytest.fixture
-def directory(tmp_path):
-    return save_tiny_checkpoint(tmp_path)
+def directory(published, tmp_path):
+    return shutil.copytree(published, tmp_path / "tiny/1")
 
 
 def edit_manifest(directory, **changes):
@@ -132,7 +140,7 @@ def test_a_manifest_cannot_reach_outside_its_directory(directory):
     files = checkpoint.read_manifest(directory).files
     sha256 = checkpoint.hashlib.sha256(b"x").hexdigest()
     edit_manifest(directory, files={**files, "../secret": sha256})
-    with pytest.raises(CheckpointError, match="secret is missing"):
+    with pytest.raises(CheckpointError, match="is not a manifest: files"):
         checkpoint.load(directory)
 
 
@@ -142,3 +150,169 @@ def test_the_public_part_names_what_a_client_may_know(directory):
     assert public["name"] == "tiny"
     assert public["sha256"] == manifest.files["weights.safetensors"]
     assert not {"recipe", "data", "files"} & set(public)
+
+
+# --- from strangers -----------------------------------------------------------------------------
+
+
+def replace(directory, name, content):
+    """Exchange a file together with its hash."""
+    (directory / name).write_bytes(content)
+    rehash(directory, name)
+
+
+def refused(directory, reason):
+    """Expect one short line that a terminal may show."""
+    with pytest.raises(CheckpointError, match=reason) as refusal:
+        checkpoint.load(directory)
+    assert str(refusal.value).isprintable()
+    assert len(str(refusal.value)) < 1100
+    return str(refusal.value)
+
+
+@pytest.mark.parametrize("name", ["golden/image.png", "golden/caption.json"])
+def test_a_golden_file_that_nobody_vouches_for_is_refused(directory, name):
+    files = checkpoint.read_manifest(directory).files
+    edit_manifest(directory, files={each: sha for each, sha in files.items() if each != name})
+    refused(directory, f"does not list {name}")
+    (directory / name).unlink()
+    refused(directory, f"does not list {name}")
+
+
+def test_a_golden_sample_that_is_there_but_not_listed_is_refused(directory):
+    files = checkpoint.read_manifest(directory).files
+    listed = {name: sha for name, sha in files.items() if not name.startswith("golden/")}
+    edit_manifest(directory, files=listed)
+    refused(directory, "does not list golden/")
+    for path in (directory / "golden").iterdir():
+        path.unlink()
+    assert checkpoint.load(directory).golden is None
+
+
+def test_the_golden_sample_is_what_was_verified(directory):
+    golden = checkpoint.load(directory).golden
+    assert golden.image == (directory / "golden/image.png").read_bytes()
+    told = json.loads((directory / "golden/caption.json").read_text())
+    assert golden.said.model_dump() == told
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b"[" * 10_000, b'{"caption": "a", "log_prob": NaN}']
+)
+def test_a_golden_caption_that_is_none_is_refused(directory, content):
+    replace(directory, "golden/caption.json", content)
+    refused(directory, "is no golden caption")
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "weights.safetensors", "golden/image.png"])
+@pytest.mark.parametrize("kind", ["/dev/zero", "/etc/hostname", "pipe", "folder", "itself"])
+def test_only_regular_files_inside_the_directory_are_read(directory, name, kind):
+    path = directory / name
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to(path.name if kind == "itself" else kind)
+    refused(directory, f"{name} (is no regular file|is missing|leads out of the directory)")
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("manifest.json", 2**22 + 1),
+        ("vocabulary.json", 2**25 + 1),
+        ("golden/caption.json", 2**16 + 1),
+        ("golden/image.png", 2**24 + 1),
+        ("CARD.md", 2**24 + 1),
+        ("weights.safetensors", 2**40),
+    ],
+)
+def test_a_file_larger_than_it_can_be_is_not_read(directory, name, size):
+    with (directory / name).open("r+b") as file:
+        file.truncate(size)
+    refused(directory, rf"{name} has {size} bytes, expected at most \d+")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"[" * 10**6,
+        b'{"format_version":' * 9999,
+        b'{"format_version": ' + b"9" * 5000 + b"}",
+        b'{"format_version": 1, "format_version": 1}',
+        b'{"name": "\\ud800"}',
+        b'{"\\u001b[2J<script>": 1}',
+        b'{"<script>": 1}',
+        b'{"' + b"x" * 10**6 + b'": 1}',
+        b"[" + b"[]," * 300_000 + b"1]",
+    ],
+)
+def test_an_absurd_manifest_is_refused_in_a_short_line(directory, content):
+    (directory / "manifest.json").write_bytes(content)
+    refused(directory, "is not a manifest")
+
+
+def test_characters_of_a_manifest_are_escaped_where_they_are_told(directory):
+    edit_manifest(directory, tokeniser="a\u00adb\ufffe" + "c" * 5000)
+    assert r"\xad" in refused(directory, "is unknown")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "abc",
+        {"a": 1},
+        [7],
+        [None],
+        [["a"]],
+        ["<b>"],
+        ["\ud800"],
+        ["a\x1b[31m"],
+        [""],
+        ["a"] * 12,
+        7,
+    ],
+)
+def test_a_vocabulary_that_is_none_is_refused(directory, words):
+    replace(directory, "vocabulary.json", json.dumps({"words": words}).encode())
+    refused(directory, "is not a vocabulary")
+
+
+def test_a_vocabulary_of_more_words_than_the_network_has_is_not_parsed(directory):
+    replace(directory, "vocabulary.json", json.dumps({"words": ["a"] * 10**6}).encode())
+    refused(directory, "expected at most 116 values")
+
+
+def test_weights_are_held_against_the_architecture(directory):
+    edit_manifest(
+        directory,
+        architecture={
+            **json.loads((directory / "manifest.json").read_text())["architecture"],
+            "hidden_width": 8192,
+        },
+    )
+    refused(directory, r"asks for too much: the architecture has \d+ parameters")
+
+
+def test_a_pickle_is_refused_whatever_its_case_and_wherever_it_lies(directory):
+    (directory / "golden/deep").mkdir()
+    (directory / "golden/deep/\x1b[2J.PKL").touch()
+    assert r"\x1b[2J.PKL" in refused(directory, "never loaded, remove")
+
+
+def test_numbers_that_training_made_none_are_written_and_read(tmp_path):
+    unpublished = tiny_unpublished()
+    rows = [{"epoch": 0, "loss": math.nan}]
+    manifest = unpublished.manifest.model_copy(update={"history": rows})
+    checkpoint.save(tmp_path / "best", unpublished._replace(manifest=manifest))
+    assert checkpoint.load(tmp_path / "best").manifest.history == [{"epoch": 0, "loss": None}]
+
+
+def test_numbers_that_are_none_do_not_break_what_a_client_is_shown(directory):
+    edit_manifest(directory, scores={"dev": {"cider": math.inf, "bleu_4": [math.nan]}})
+    shown = checkpoint.load(directory).manifest.public()
+    assert json.loads(json.dumps(shown, allow_nan=False))["scores"] == {
+        "dev": {"cider": None, "bleu_4": [None]}
+    }

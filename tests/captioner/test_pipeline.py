@@ -1,12 +1,11 @@
-import json
+import os
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
 
-from app.captioner import fused
-from app.captioner.checkpoint import read_golden
+from app.captioner import checkpoint, fused
 from app.captioner.errors import CheckpointError, UnsupportedImage
 from app.captioner.pipeline import Captioner
 from fake import SteppingCaptioner
@@ -111,50 +110,78 @@ def test_the_golden_caption_is_said(captioner):
     captioner.check_golden()
 
 
-def test_a_network_that_says_something_else_is_refused(tmp_path):
-    directory = save_tiny_checkpoint(tmp_path)
-    change_golden(directory, caption="a lie")
-    captioner = Captioner(tiny_unpublished(), directory=directory)
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory):
+    return checkpoint.load(save_tiny_checkpoint(tmp_path_factory.mktemp("loaded")))
+
+
+def asked(loaded, image=None, **fields):
+    """Ask for another golden caption than the published one."""
+    said = loaded.golden.said.model_copy(update=fields)
+    golden = loaded.golden._replace(said=said, image=image or loaded.golden.image)
+    return loaded._replace(golden=golden)
+
+
+def test_a_network_that_says_something_else_is_refused(loaded):
     with pytest.raises(CheckpointError, match="golden caption is 'a lie'"):
-        captioner.check_golden()
-
-
-def change_golden(directory, **fields):
-    path = directory / "golden/caption.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+        Captioner(asked(loaded, caption="a lie")).check_golden()
 
 
 @pytest.mark.parametrize(("precision", "nats"), [("float32", 0.06), ("bfloat16", 0.7)])
-def test_a_network_that_is_less_sure_is_refused(tmp_path, precision, nats):
+def test_a_network_that_is_less_sure_is_refused(loaded, precision, nats):
     if not fused.computes(getattr(torch, precision)):
         pytest.skip("a CPU without bfloat16")
-    directory = save_tiny_checkpoint(tmp_path)
-    golden = read_golden(directory)[1]
-    captioner = Captioner(tiny_unpublished(), directory=directory, precision=precision)
-    captioner.check_golden()
-    change_golden(directory, log_prob=golden.log_prob - nats)
+    Captioner(loaded, precision=precision).check_golden()
+    less = asked(loaded, log_prob=loaded.golden.said.log_prob - nats)
     with pytest.raises(CheckpointError, match="golden caption"):
+        Captioner(less, precision=precision).check_golden()
+
+
+def test_a_close_second_will_do_in_bfloat16_alone(loaded):
+    if not fused.computes(torch.bfloat16):
+        pytest.skip("a CPU without bfloat16")
+    exact = Captioner(loaded)
+    second = exact.caption([exact.read(loaded.golden.image, max_pixels=10**6)])[0][1]
+    close = asked(loaded, caption=second.text, log_prob=second.log_prob)
+    Captioner(close, precision="bfloat16").check_golden()
+    with pytest.raises(CheckpointError, match="golden caption"):
+        Captioner(close).check_golden()
+
+
+def test_a_checkpoint_without_a_golden_caption_is_refused():
+    with pytest.raises(CheckpointError, match="has no golden caption"):
+        Captioner(tiny_unpublished()).check_golden()
+
+
+def test_a_golden_image_that_is_none_is_the_checkpoints_fault(loaded):
+    with pytest.raises(CheckpointError, match="its golden image"):
+        Captioner(asked(loaded, image=b"GIF89a")).check_golden()
+
+
+def test_a_network_that_says_nothing_is_refused(loaded, monkeypatch):
+    captioner = Captioner(loaded)
+    monkeypatch.setattr(captioner, "caption", lambda images, **_: [() for _ in images])
+    with pytest.raises(CheckpointError, match="says nothing"):
         captioner.check_golden()
 
 
-def test_a_close_second_will_do_in_bfloat16_alone(tmp_path):
-    if not fused.computes(torch.bfloat16):
-        pytest.skip("a CPU without bfloat16")
+def test_the_golden_caption_is_said_of_what_was_verified_not_of_what_lies_there_now(tmp_path):
     directory = save_tiny_checkpoint(tmp_path)
-    data, _ = read_golden(directory)
-    exact = Captioner(tiny_unpublished(), directory=directory)
-    second = exact.caption([exact.read(data, max_pixels=10**6)])[0][1]
-    change_golden(directory, caption=second.text, log_prob=second.log_prob)
-    Captioner(tiny_unpublished(), directory=directory, precision="bfloat16").check_golden()
-    with pytest.raises(CheckpointError, match="golden caption"):
-        exact.check_golden()
+    captioner = Captioner.load(directory)
+    (directory / "golden/image.png").unlink()
+    os.mkfifo(directory / "golden/image.png")
+    (directory / "golden/caption.json").write_text("{}")
+    captioner.check_golden()
 
 
-def test_a_checkpoint_without_a_golden_caption_is_refused(tmp_path):
-    with pytest.raises(CheckpointError, match="golden caption cannot be read"):
-        read_golden(tmp_path)
-    with pytest.raises(CheckpointError, match="has no golden caption"):
-        Captioner(tiny_unpublished()).check_golden()
+def test_a_lane_that_would_load_another_checkpoint_is_refused(tmp_path):
+    one, other = (save_tiny_checkpoint(tmp_path / name) for name in "ab")
+    changed = checkpoint.load(other).manifest.model_copy(update={"source_commit": "another"})
+    expected = checkpoint.read_manifest(one)
+    Captioner._load_alike(one, precision="float32", expected=expected)
+    (one / "manifest.json").write_text(changed.model_dump_json())
+    with pytest.raises(CheckpointError, match="was exchanged while it was loaded"):
+        Captioner._load_alike(one, precision="float32", expected=expected)
 
 
 def test_warm_up_leaves_no_trace(captioner):

@@ -30,3 +30,30 @@ def test_the_frequent_words_are_kept_most_frequent_first():
 def test_a_word_named_twice_is_refused():
     with pytest.raises(ValueError, match="twice"):
         Vocabulary(("a", "a"))
+
+
+NO_WORDS = [
+    7,
+    None,
+    "",
+    "A",
+    "two words",
+    "it's",
+    "a_b",
+    "<b>",
+    "a\n",
+    "\x1b[31m",
+    "\ud800",
+    "a" * 101,
+]
+
+
+@pytest.mark.parametrize("word", NO_WORDS, ids=ascii)
+def test_what_no_caption_could_hold_is_no_word(word):
+    with pytest.raises(ValueError, match="is no word of lower-alphanumeric"):
+        Vocabulary(("a", word))
+
+
+def test_a_token_without_end_does_not_become_a_word():
+    endless = "a" * 101
+    assert Vocabulary.build([["b", endless]], at_least=1).words == ("b",)
