@@ -267,9 +267,9 @@ def test_a_lane_that_is_killed_ends_it_though_nobody_asks(checkpoint, tmp_path):
         service.wait_for("/readyz", 200)
         for pid in descendants(service.process.pid):  # as a kernel without memory does
             os.kill(pid, signal.SIGKILL)
-        assert service.wait_for("/livez", 503) == {"status": "failed", "reason": "device_fault"}
+        assert service.wait_for("/livez", 503) == {"status": "failed", "reason": "lane_died"}
         assert service.process.wait(20) == 1
-        assert "lane_ended" in {event["event"] for event in service.events()}
+        assert "lane_died" in {event["event"] for event in service.events()}
 
 
 def test_a_port_that_is_taken_ends_it(checkpoint, tmp_path):

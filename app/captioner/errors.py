@@ -7,7 +7,8 @@ CaptionerError
 │   └── UndecodableImage  the format is right, the content is broken
 ├── CheckpointError       a directory of the model store cannot be trusted
 ├── OutOfMemory           the batch does not fit into the device; a smaller one may
-└── DeviceFault           the device has failed for good
+└── DeviceFault           the device has failed for good; ``code`` is stable, a reason of probes
+    └── LaneDied          the process of a lane has ended
 """
 
 
@@ -49,3 +50,11 @@ class OutOfMemory(CaptionerError):
 
 class DeviceFault(CaptionerError):
     """The device has failed for good; only a new process can use it."""
+
+    code = "device_fault"
+
+
+class LaneDied(DeviceFault):
+    """The process of a lane has ended; whatever it was at is lost."""
+
+    code = "lane_died"
