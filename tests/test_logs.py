@@ -57,6 +57,13 @@ def test_a_pipe_that_nobody_reads_holds_nobody_up_and_the_lost_lines_are_counted
     assert numbers[-1] == MORE_THAN_A_PIPE_HOLDS - 1
 
 
+def test_a_line_longer_than_a_pipe_holds_nobody_up_either(pipe):
+    read, write, _ = pipe
+    sink, line = Sink(write), "x" * 200_000 + "\n"
+    sink.write(line)
+    assert "".join(all_that_comes(sink, read)) == line
+
+
 def test_what_waits_is_bounded(pipe):
     _, write, _ = pipe
     sink = Sink(write)
