@@ -28,6 +28,7 @@ REASONS = {
     State.READY: "ok",
     State.DRAINING: "shutting_down",
 }
+_SUSPENDED_S = 2.0  # without a look: the process was stopped, or its loop was away
 _RETRY_AFTER_S = {State.STARTING: 5, State.WARMING: 2}
 
 
@@ -54,13 +55,16 @@ class Heartbeat:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
+        self._looked_s: float | None = None
+        self._suspended_s = 0.0
+        self._looking = threading.Lock()
         self._busy_since_s: dict[threading.Thread, float] = {}
         self._threads: set[threading.Thread] = set()
 
     def __enter__(self) -> None:
         thread = threading.current_thread()
         self._threads.add(thread)
-        self._busy_since_s[thread] = self._clock()
+        self._busy_since_s[thread] = self._awake_s()
 
     def __exit__(
         self,
@@ -79,7 +83,25 @@ class Heartbeat:
         """How long the oldest running job has been running; 0 when there is none."""
         # A copy in one step: the threads come and go while probes read.
         since_s = min(list(self._busy_since_s.values()), default=None)
-        return 0.0 if since_s is None else self._clock() - since_s
+        return 0.0 if since_s is None else self._awake_s() - since_s
+
+    def look(self) -> None:
+        """Take note that the process is awake; who begins with this does it twice a second."""
+        with self._looking:
+            self._notice_suspension()
+            self._looked_s = self._clock()
+
+    def _awake_s(self) -> float:
+        """Give the time without that of a suspended process, in which no job could go on."""
+        with self._looking:
+            self._notice_suspension()
+            return self._clock() - self._suspended_s
+
+    def _notice_suspension(self) -> None:
+        now_s = self._clock()
+        if self._looked_s is not None and now_s - self._looked_s > _SUSPENDED_S:
+            self._suspended_s += now_s - self._looked_s
+            self._looked_s = now_s
 
     def dead(self) -> bool:
         """Whether one of the threads has ended."""
@@ -149,8 +171,12 @@ class Health:
         return forward
 
     def _fault(self) -> str:
-        if self.state is State.FAILED:
-            return self._failure
+        """Give the reason of a failure: once there is one, it is the reason for ever."""
+        if self.state is not State.FAILED and (fault := self._fault_now()):
+            self.fail(fault)
+        return self._failure
+
+    def _fault_now(self) -> str:
         if not self._started:  # loading may be long; that is for the startup probe
             return ""
         if self.heartbeat.dead() and self.state is not State.DRAINING:

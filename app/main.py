@@ -20,10 +20,11 @@ import uvicorn
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 
-from app import api, problems
+from app import api, logs, problems
 from app.api import Door
 from app.captioner import forking
 from app.connections import KEPT_FOR_PROBES, Connections, Listener, most_connections
+from app.ending import HardLimit, kill_descendants, leave
 from app.exchange import RequestTelemetry
 from app.health import Health, State
 from app.http1 import Http1Connection
@@ -43,6 +44,11 @@ log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
 _TICK_S = 0.5
 _LAST_WORDS_S = 1.0  # a failed process lives that long, so that a probe can read the reason
+# How long an end may take, whatever hangs:
+_FAILED_PATIENCE_S = 2  # what a failed process still has under way
+_FAILED_END_S = 8.0  # a failed process in all
+_DRAINED_END_S = 8.0  # a drained one, after all that it may wait for
+_EXIT_S = 5.0  # Python, after the loop
 _KEEP_ALIVE_S = (
     75  # longer than balancers keep idle connections: they close first, and lose nothing
 )
@@ -190,6 +196,7 @@ def _door(
     telemetry.queue_depth.set_function(lambda: service.depth)
     telemetry.batch_ceiling.set_function(lambda: service.batch_ceiling)
     telemetry.ready.set_function(lambda: health.readyz().ok)
+    telemetry.follow_log(logs.dropped_lines)
     return Door(settings, service, health, telemetry)
 
 
@@ -266,7 +273,8 @@ class _Server(uvicorn.Server):
 def serve(settings: Settings) -> int:
     """Serve until told to stop, and give the exit code: 0 after a drain, 1 after a failure.
 
-    A loop that stays away ends the process at once, with ``watchdog.EXIT_CODE``.
+    A loop that stays away ends the process at once, with ``watchdog.EXIT_CODE``. Whatever else
+    hangs at the end is left behind after a while, and the exit code is 1 unless the drain was over.
     """
     settings = within_descriptors(settings)
     app = create_app(settings)
@@ -274,11 +282,17 @@ def serve(settings: Settings) -> int:
     config = _uvicorn_config(app, settings, connections)
     log.info("settings", **settings.model_dump(mode="json"))
     bound = config.bind_socket()
+    limit = HardLimit()
     with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
-        code = runner.run(_serve(_Server(config, connections), app.state.door, bound))
+        try:
+            serving = _serve(_Server(config, connections), app.state.door, bound, limit)
+            limit.code = code = runner.run(serving)
+        finally:
+            limit.start(_EXIT_S)
     if app.state.door.health.heartbeat.busy:  # Python would wait for the thread, maybe for ever
-        log.error("inference_thread_left_behind")
-        os._exit(1)
+        leave(1, lambda: log.error("inference_thread_left_behind"))
+    kill_descendants()  # Python would wait for those as well, and some may be stopped
+    logs.flush(_LAST_WORDS_S)
     return code
 
 
@@ -321,13 +335,18 @@ def _uvicorn_config(app: FastAPI, settings: Settings, connections: Connections) 
     )
 
 
-async def _serve(server: uvicorn.Server, door: Door, bound: socket.socket) -> int:
-    ending = _Ending(server, door)
+async def _serve(server: uvicorn.Server, door: Door, bound: socket.socket, limit: HardLimit) -> int:
+    ending = _Ending(server, door, limit)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ending.on_signal, number)
     watch = asyncio.create_task(ending.when_dead())
-    with Watchdog(door.settings.loop_stuck_after_s, door.telemetry.loop_lag.observe):
+
+    def note(lag_s: float) -> None:
+        door.telemetry.loop_lag.observe(lag_s)
+        logs.pump()
+
+    with Watchdog(door.settings.loop_stuck_after_s, note):
         await server.serve(sockets=[bound])
     watch.cancel()
     return 0 if door.health.livez().ok else 1
@@ -336,32 +355,46 @@ async def _serve(server: uvicorn.Server, door: Door, bound: socket.socket) -> in
 class _Ending:
     """How a server ends: by signal, with a drain, or because it can do nothing any more."""
 
-    def __init__(self, server: uvicorn.Server, door: Door) -> None:
+    def __init__(self, server: uvicorn.Server, door: Door, limit: HardLimit) -> None:
         self._server = server
         self._door = door
+        self._limit = limit
         self._draining: asyncio.Task[None] | None = None
 
     def on_signal(self, number: int) -> None:
         """Drain at the first signal, end at the second."""
         if self._draining is not None:
-            log.warning("second_signal", signal=number)
-            os._exit(128 + number)
+            leave(128 + number, lambda: log.warning("second_signal", signal=number))
         self._draining = asyncio.create_task(self._drain(number))
 
     async def _drain(self, number: int) -> None:
         health, settings = self._door.health, self._door.settings
-        was_ready = health.state is State.READY
+        # balancers need time to look away; ^C does not
+        waits = health.state is State.READY and number == signal.SIGTERM
+        delay_s = settings.drain_delay_s if waits else 0.0
+        self._limit.start(delay_s + settings.drain_timeout_s + _DRAINED_END_S)
         health.drain()
         log.info("draining", signal=number)
-        if was_ready and number == signal.SIGTERM:  # balancers need time to look away; ^C does not
-            await asyncio.sleep(settings.drain_delay_s)
+        await asyncio.sleep(delay_s)
         health.refuse()
         self._server.should_exit = True
 
     async def when_dead(self) -> None:
         """Watch the health and stop the server when restarting is the only cure."""
-        while (report := self._door.health.livez()).ok:  # noqa: ASYNC110 - time itself is a cause
+        while not (reason := self._failure()):  # noqa: ASYNC110 - time itself is a cause
             await asyncio.sleep(_TICK_S)
-        log.error("giving_up", reason=report.reason)
+        self._limit.start(_FAILED_END_S)
+        log.error("giving_up", reason=reason)
         await asyncio.sleep(_LAST_WORDS_S)
+        self._server.config.timeout_graceful_shutdown = _FAILED_PATIENCE_S
         self._server.should_exit = True
+
+    def _failure(self) -> str:
+        """Look at the health; whatever goes wrong with the look itself, the next one is made."""
+        try:
+            self._door.health.heartbeat.look()
+            report = self._door.health.livez()
+        except Exception:
+            log.exception("health_unknown")
+            return ""
+        return "" if report.ok else report.reason

@@ -332,9 +332,9 @@ class CaptionService:
             self._telemetry.out_of_memory.inc()
             self._note_misfit(len(images))
             raise DoesNotFit from None
-        except DeviceFault:
-            log.exception("device_fault")
-            self._health.fail("device_fault")
+        except DeviceFault as fault:
+            self._health.fail(fault.code)
+            log.exception(fault.code)
             raise Closed from None
         self._misfits = 0
         return captioned
@@ -454,8 +454,8 @@ class CaptionService:
         """Notice a lane that ended while nobody asked it for anything."""
         while captioner.whole:  # noqa: ASYNC110 - processes do not say when they end
             await asyncio.sleep(_LOOK_S)
-        log.error("lane_ended")
-        self._health.fail("device_fault")
+        self._health.fail("lane_died")
+        log.error("lane_died")
 
     def _batch_sizes(self) -> list[int]:
         """Give the powers of two below the largest batch, and that."""

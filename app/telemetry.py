@@ -3,11 +3,13 @@
 A label is a route, never a path.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 from prometheus_client.gc_collector import GCCollector
+from prometheus_client.metrics_core import CounterMetricFamily, Metric
 from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 30)
 _IMAGES = (1, 2, 4, 8, 16, 32, 64)
@@ -116,6 +118,10 @@ class Telemetry:
         self.ready = Gauge("caption_ready", "1 when /readyz says 200.", registry=registry)
         self.checkpoint = Info("caption_checkpoint", "The checkpoint served.", registry=registry)
 
+    def follow_log(self, dropped_lines: Callable[[], int]) -> None:
+        """Tell what the log has lost; it is the process's own, and older than these metrics."""
+        self.registry.register(_Dropped(dropped_lines))
+
     def dispatched(self, waits_s: Sequence[float], reason: str) -> None:
         """Take note of a batch that leaves the queue."""
         self.batches.labels(reason).inc()
@@ -138,3 +144,17 @@ class Telemetry:
     def looked_up(self, outcome: str) -> None:
         """Take note of a lookup in the result cache: ``hit``, ``shared`` or ``miss``."""
         self.result_cache.labels(outcome).inc()
+
+
+class _Dropped(Collector):
+    """A counter that somebody else counts."""
+
+    def __init__(self, dropped_lines: Callable[[], int]) -> None:
+        self._dropped_lines = dropped_lines
+
+    def collect(self) -> Iterator[Metric]:
+        yield CounterMetricFamily(
+            "caption_log_lines_dropped",
+            "Log lines that nobody will read: their reader was slow, gone, or had no room.",
+            value=self._dropped_lines(),
+        )

@@ -7,7 +7,6 @@ exit code and its words are those of any other failure.
 
 import asyncio
 import math
-import os
 import sys
 import threading
 import time
@@ -16,12 +15,13 @@ from collections.abc import Callable
 
 import structlog
 
+from app.ending import leave
+
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
 EXIT_CODE = 70
 _TICK_S = 1.0
 _TICKS = 10  # at least, before the loop is given up
-_LAST_WORDS_S = 2.0
 
 
 class Watchdog:
@@ -68,11 +68,8 @@ class Watchdog:
         self._on_lag(time.monotonic() - asked_s)
 
     def _end(self) -> None:
-        """Say where the loop hangs, and go. Words may hang where it does: on a full pipe."""
-        last_words = threading.Thread(target=self._tell, daemon=True)
-        last_words.start()
-        last_words.join(_LAST_WORDS_S)
-        os._exit(EXIT_CODE)
+        """Say where the loop hangs, and go."""
+        leave(EXIT_CODE, self._tell)
 
     def _tell(self) -> None:
         frame = sys._current_frames()[self._loop_thread]  # noqa: SLF001 - documented, for debuggers

@@ -141,7 +141,7 @@ def test_healthcheck_does_not_import_torch_or_the_server():
 class Process:
     """A running ``caption-service serve``."""
 
-    def __init__(self, checkpoint, tmp_path, **settings):
+    def __init__(self, checkpoint, tmp_path, stdout=None, **settings):
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
@@ -155,7 +155,7 @@ class Process:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "app.cli", "serve"],
                 env={**os.environ, **environment},
-                stdout=log,
+                stdout=log if stdout is None else stdout,
                 stderr=subprocess.STDOUT,
             )
 
@@ -255,10 +255,73 @@ def test_a_signal_to_all_its_processes_drains_it_and_leaves_none(checkpoint, tmp
         assert service.process.wait(20) == 0
     assert statuses[0] == 200
     assert set(statuses) <= {200, 503}
+    assert_none_is_left(started)
+
+
+def assert_none_is_left(pids):
     ends_s = time.monotonic() + 10
-    while any(map(is_running, started)) and time.monotonic() < ends_s:
+    while any(map(is_running, pids)) and time.monotonic() < ends_s:
         time.sleep(0.05)
-    assert not any(map(is_running, started))
+    assert not any(map(is_running, pids))
+
+
+def send_to_all(number, pids):
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+@wants_proc
+def test_with_all_its_processes_stopped_and_its_log_gone_sigterm_still_drains_it(
+    checkpoint, tmp_path
+):
+    read, write = os.pipe()
+    with Process(checkpoint, tmp_path, stdout=write, DRAIN_DELAY_S=0, **APART) as service:
+        os.close(write)
+        service.wait_for("/readyz", 200)
+        os.close(read)
+        started = descendants(service.process.pid)
+        send_to_all(signal.SIGSTOP, started)
+        answer = service.client.post("/v1/captions", files={"image": ("a.png", photo())})
+        assert answer.status_code == 200  # alone it has all cores, in the service itself
+        service.process.send_signal(signal.SIGTERM)
+        assert service.process.wait(60) == 0
+    assert_none_is_left(started)
+
+
+@wants_proc
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_lanes_that_are_stopped_at_work_end_it_whether_or_not_they_go_on(
+    checkpoint, tmp_path, goes_on
+):
+    settings = {"STUCK_AFTER_S": 2, "DEADLINE_S": 60, **APART}
+    with Process(checkpoint, tmp_path, **settings) as service:
+        service.wait_for("/readyz", 200)
+        started = descendants(service.process.pid)
+        send_to_all(signal.SIGSTOP, started)
+        with contextlib.ExitStack() as callers:
+            for _ in range(4):
+                callers.enter_context(sending_a_photo(service.port))
+            said = service.wait_for("/livez", 503)
+            assert said == {"status": "failed", "reason": "inference_thread_stuck"}
+            if goes_on:
+                send_to_all(signal.SIGCONT, started)
+            assert service.process.wait(60) == 1
+        events = [event["event"] for event in service.events()]
+    assert "giving_up" in events
+    assert_none_is_left(started)
+
+
+@contextlib.contextmanager
+def sending_a_photo(port):
+    body = photo()
+    head = (
+        "POST /v1/captions HTTP/1.1\r\nhost: a\r\n"
+        f"content-type: image/png\r\ncontent-length: {len(body)}\r\n\r\n"
+    )
+    with socket.create_connection(("127.0.0.1", port)) as caller:
+        caller.sendall(head.encode() + body)
+        yield
 
 
 @wants_proc
@@ -267,9 +330,9 @@ def test_a_lane_that_is_killed_ends_it_though_nobody_asks(checkpoint, tmp_path):
         service.wait_for("/readyz", 200)
         for pid in descendants(service.process.pid):  # as a kernel without memory does
             os.kill(pid, signal.SIGKILL)
-        assert service.wait_for("/livez", 503) == {"status": "failed", "reason": "device_fault"}
+        assert service.wait_for("/livez", 503) == {"status": "failed", "reason": "lane_died"}
         assert service.process.wait(20) == 1
-        assert "lane_ended" in {event["event"] for event in service.events()}
+        assert "lane_died" in {event["event"] for event in service.events()}
 
 
 def test_a_port_that_is_taken_ends_it(checkpoint, tmp_path):

@@ -1,5 +1,6 @@
 """The states and what the probes say about them."""
 
+import contextlib
 import threading
 
 import pytest
@@ -85,7 +86,43 @@ def test_a_long_job_is_busy_until_it_is_stuck():
         assert health.livez().reason == "inference_thread_stuck"
         with pytest.raises(NotReady, match="inference_thread_stuck"):
             health.check_accepting()
-    assert answers(health) == (True, True, True)
+
+
+@pytest.mark.parametrize("seen_by", ["livez", "readyz", "startupz", "check_accepting"])
+def test_what_was_stuck_once_stays_failed_though_it_goes_on(seen_by):
+    clock = Clock()
+    health = ready_health(clock)
+    with health.heartbeat:
+        clock.now_s += 61
+        with contextlib.suppress(NotReady):
+            getattr(health, seen_by)()
+    assert answers(health) == (False, False, False)
+    assert health.readyz().reason == "inference_thread_stuck"
+
+
+def test_a_job_that_is_stuck_while_draining_is_a_failure_too():
+    clock = Clock()
+    health = ready_health(clock)
+    with health.heartbeat:
+        health.refuse()
+        clock.now_s += 61
+        assert not health.livez().ok
+    assert health.livez().reason == "inference_thread_stuck"
+
+
+def test_the_time_of_a_suspended_process_is_not_that_of_its_jobs():
+    clock = Clock()
+    health = ready_health(clock)
+    with health.heartbeat:
+        for _ in range(100):  # 50 s of work, looked at twice a second
+            health.heartbeat.look()
+            clock.now_s += 0.5
+        clock.now_s += 90  # SIGSTOP, SIGCONT
+        assert health.livez().ok
+        for _ in range(30):
+            health.heartbeat.look()
+            clock.now_s += 0.5
+        assert health.livez().reason == "inference_thread_stuck"
 
 
 def test_a_long_load_is_not_stuck():

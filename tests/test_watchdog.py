@@ -27,7 +27,7 @@ def sleep():
 
 def fill_the_pipe():
     while True:
-        print("x" * 4096)
+        os.write(1, b"x" * 4096)
 
 def be_suspended():
     time.sleep({stuck_after_s} / 4)

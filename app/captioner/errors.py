@@ -9,7 +9,8 @@ CaptionerError
 ├── NoDecoder             there is no process to decode in now
 ├── CheckpointError       a directory of the model store cannot be trusted
 ├── OutOfMemory           the batch does not fit into the device; a smaller one may
-└── DeviceFault           the device has failed for good
+└── DeviceFault           the device has failed for good; ``code`` is stable, a reason of probes
+    └── LaneDied          the process of a lane has ended
 """
 
 _MOST_CHARACTERS = 1000
@@ -70,6 +71,14 @@ class OutOfMemory(CaptionerError):
 
 class DeviceFault(CaptionerError):
     """The device has failed for good; only a new process can use it."""
+
+    code = "device_fault"
+
+
+class LaneDied(DeviceFault):
+    """The process of a lane has ended; whatever it was at is lost."""
+
+    code = "lane_died"
 
 
 def _printable(text: str) -> str:

@@ -15,6 +15,7 @@ import os
 import select
 import signal
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,7 +32,7 @@ from torch import Tensor
 from app.captioner import forking
 from app.captioner.captions import Findings
 from app.captioner.device import Share, limited_to, take_one_core
-from app.captioner.errors import DeviceFault
+from app.captioner.errors import DeviceFault, LaneDied
 from app.captioner.image import Unread
 
 OnStage = Callable[[str, float, float], None]
@@ -40,7 +41,8 @@ Wanted = Callable[[int], bool]
 _LOOK_MS = 10
 """How often a lane is told who still waits."""
 _PATIENCE_S = 2.0
-"""For the end of a process; then it is killed."""
+"""For the end of all processes; then they are killed."""
+_LEAST_PATIENCE_S = 0.1
 
 
 class Finder(Protocol):
@@ -73,7 +75,7 @@ class Lanes:
 
     Raises:
         OSError: the system gives no process, no memory that two see, or no file for it.
-        DeviceFault: a process ended before it had loaded.
+        LaneDied: a process ended before it had loaded.
         Exception: whatever ``load`` raises.
     """
 
@@ -107,7 +109,7 @@ class Lanes:
             wanted: as there.
 
         Raises:
-            DeviceFault: the process of the lane has ended.
+            LaneDied: the process of the lane has ended.
             ValueError: there are more images than ``most_images``.
             Exception: whatever the captioner raises.
         """
@@ -133,12 +135,13 @@ class Lanes:
         return all(lane.lives for lane in self._lanes)
 
     def close(self) -> None:
-        """End the processes, whatever they do."""
+        """End the processes, whatever they do, and whatever became of the one they come from."""
         atexit.unregister(self.close)
         for lane in self._lanes:
             lane.dismiss()
+        ends_s = time.monotonic() + _PATIENCE_S
         for lane in self._lanes:
-            lane.end()
+            lane.end(ends_s)
 
     @contextmanager
     def _one(self) -> Iterator["_Lane"]:
@@ -172,6 +175,7 @@ class _Lane:
         theirs.close()
         self._news = select.poll()
         self._news.register(self._connection, select.POLLIN)
+        self._busy = True  # it loads
 
     def find(self, images: Sequence[Tensor | Unread], share: Share, wanted: Wanted) -> _Answer:
         if len(images) > len(self._images):
@@ -181,6 +185,7 @@ class _Lane:
             if not isinstance(each, Unread):
                 self._images[n] = each.numpy()
         self._tell(len(images), wanted)
+        self._busy = True
         with _ended_is_a_fault():
             self._connection.send(_Order(uploads, share))
             while not self._news.poll(_LOOK_MS):
@@ -198,6 +203,7 @@ class _Lane:
         """Wait for an answer, or at first for the news that the captioner is loaded."""
         with _ended_is_a_fault():
             answer: _Answer | Exception | None = self._connection.recv()
+        self._busy = False
         if isinstance(answer, Exception):
             raise answer
         return answer
@@ -208,21 +214,41 @@ class _Lane:
 
         Its parent would know as well, but the parent may have been ended by a signal to all.
         """
+        return not self._hangs_up_within(0.0)
+
+    def _hangs_up_within(self, timeout_s: float) -> bool:
+        if self._connection.closed:
+            return True
         hung_up = select.poll()  # one of its own: another thread may be waiting with ours
         hung_up.register(self._connection, 0)
-        return not hung_up.poll(0)
+        return bool(hung_up.poll(1000 * timeout_s))
 
     def dismiss(self) -> None:
-        """Ask the process to end after what it is doing."""
+        """Ask the process to end; do not ask one that is at work, it may never come back."""
+        if not self.lives:
+            return
+        room = select.poll()
+        room.register(self._connection, select.POLLOUT)
+        if self._busy or not room.poll(0):
+            self._kill()
+            return
         with suppress(OSError):
             self._connection.send(None)
 
-    def end(self) -> None:
-        """Wait a moment for the end of the process, then bring it about."""
-        self._process.join(_PATIENCE_S)
-        self._process.kill()
-        self._process.join()
+    def end(self, ends_s: float) -> None:
+        """Wait until then for the end of the process, then bring it about."""
+        if not self._hangs_up_within(max(0.0, ends_s - time.monotonic())):
+            self._kill()
+            self._hangs_up_within(_PATIENCE_S)
+        # Its parent tells of its end, but not if that is stopped.
+        self._process.join(max(_LEAST_PATIENCE_S, ends_s - time.monotonic()))
         self._connection.close()
+
+    def _kill(self) -> None:
+        """Kill the process, were it stopped or its parent dead; multiprocessing asks the parent."""
+        if self.lives and (pid := self._process.pid):  # else the number may be another's by now
+            with suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
 
 
 @contextmanager
@@ -230,7 +256,7 @@ def _ended_is_a_fault() -> Iterator[None]:
     try:
         yield
     except (EOFError, OSError) as error:
-        raise DeviceFault("the process of a lane has ended") from error
+        raise LaneDied("the process of a lane has ended") from error
 
 
 # In the process of a lane

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import torch
 
 from app.captioner.captions import Findings
 from app.captioner.device import Share
-from app.captioner.errors import CheckpointError, DeviceFault
+from app.captioner.errors import CheckpointError, DeviceFault, LaneDied
 from app.captioner.lanes import Lanes, _Lane
 from app.captioner.pipeline import Captioner
 from processes import is_running, wants_proc
@@ -192,6 +193,77 @@ def test_closing_ends_even_a_lane_that_does_not(odd):
         with pytest.raises(DeviceFault):
             stuck.result(10)
     assert not is_running(int(pid))
+
+
+@wants_proc
+def test_closing_ends_lanes_that_are_stopped_and_waits_for_them_together(odd):
+    pids = [lane._process.pid for lane in odd._lanes]
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    odd.close()
+    assert not any(map(is_running, pids))
+
+
+@wants_proc
+def test_a_lane_that_is_at_work_is_killed_without_a_word(odd, monkeypatch):
+    ((pid, *_),) = ask(odd)
+    monkeypatch.setattr("app.captioner.lanes._PATIENCE_S", 3600)  # nobody waits for its end
+    with ThreadPoolExecutor(1) as threads:
+        stuck = threads.submit(ask, odd, Odd.WAITS)
+        time.sleep(0.1)
+        os.kill(int(pid), signal.SIGSTOP)
+        odd.close()
+        with pytest.raises(LaneDied):
+            stuck.result(10)
+
+
+def test_dismissing_waits_for_no_room_in_the_pipe(odd):
+    lane = odd._lanes[0]
+    os.kill(lane._process.pid, signal.SIGSTOP)
+    os.set_blocking(lane._connection.fileno(), False)
+    with suppress(BlockingIOError):
+        while True:
+            lane._connection.send(bytes(4096))
+    os.set_blocking(lane._connection.fileno(), True)
+    lane.dismiss()
+    assert lane._hangs_up_within(60)
+
+
+FORKSERVER = """
+import os, signal, sys, time
+sys.path[:0] = sys.argv[2:]
+from multiprocessing import forkserver
+from test_lanes import Odd, ask, lanes
+
+if __name__ == "__main__":
+    made = lanes(Odd)
+    os.kill(forkserver._forkserver._forkserver_pid, int(sys.argv[1]))
+    time.sleep(0.5)
+    ask(made)
+    for lane in made._lanes:
+        os.kill(lane._process.pid, signal.SIGSTOP)
+    assert made.whole
+    made.close()
+    assert not made.whole
+    print(*[lane._process.pid for lane in made._lanes], flush=True)
+    os.kill(forkserver._forkserver._forkserver_pid, signal.SIGKILL)  # or it stays, stopped
+    os._exit(0)
+"""
+
+
+@wants_proc
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_lanes_need_the_process_that_they_come_from_no_more(tmp_path, number):
+    program = tmp_path / "program.py"
+    program.write_text(FORKSERVER)
+    folders = [Path.cwd(), Path(__file__).parent, Path(__file__).parents[1]]
+    with subprocess.Popen(
+        [sys.executable, program, str(int(number)), *folders], stdout=subprocess.PIPE, text=True
+    ) as process:
+        pids = [int(pid) for pid in process.stdout.read().split()]
+    assert len(pids) == CORES
+    assert process.returncode == 0
+    assert not any(map(is_running, pids))
 
 
 PROGRAM = """
