@@ -242,7 +242,7 @@ def spent_s(body):
     [
         ('name="image"; filename="a;b.jpg"', Part("image", "a;b.jpg", b"v")),
         (r'name="a\"b"; filename="c\\"', Part('a"b', "c\\", b"v")),
-        (r'name="n"; filename="C:\photos\a.jpg"', Part("n", r"C:\photos\a.jpg", b"v")),
+        (r'name="n"; filename="C:\photos\a.jpg"', Part("n", "a.jpg", b"v")),
         ("NAME = n ; filename=a b.jpg ; x", Part("n", "a b.jpg", b"v")),
         ('name=n;filename="";', Part("n", "", b"v")),
         ("name=n; filename*=utf-8''a", Part("n", None, b"v")),
