@@ -29,7 +29,7 @@ KEPT_FOR_PROBES = 8
 _FEWEST = 2 * KEPT_FOR_PROBES
 _MOST_UNREAD_BYTES = 64 * 2**20
 _MOST_AHEAD_BYTES = 32 * 2**20
-_ACCEPTED_AT_ONCE = 16
+_ACCEPTED_AT_ONCE = 64
 _PAUSE_S = 0.1
 _BETWEEN_LINES_S = 10.0
 _NO_ROOM = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
@@ -144,6 +144,10 @@ class Connections:
         else:
             return False
         return True
+
+    def left(self) -> None:
+        """Count a request whose client left before it was begun."""
+        self._telemetry.requests.labels("unmatched", "client_closed").inc()
 
     def ended(self, reason: str) -> None:
         """Count a connection that we ended before its client did."""

@@ -10,19 +10,27 @@ Reference: RFC 9112, RFC 9110 section 7.8
 
 import asyncio
 import uuid
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import httptools
 import structlog
 from uvicorn.config import Config
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
 from uvicorn.server import ServerState
 
 from app import problems
 from app.chunked import ChunkedBody, ChunkedError
 from app.connections import Connections, Seldom
 from app.problems import HeadTooLarge, MalformedRequest
+
+if TYPE_CHECKING:
+    from uvicorn._types import ASGI3Application, ASGIReceiveCallable, ASGISendCallable, Scope
 
 MAX_HEAD_BYTES = 32 * 1024
 MAX_FIELDS = 100
@@ -129,6 +137,12 @@ class Http1Connection(HttpToolsProtocol):
         self._stop_send_timer()
         self._keep_ahead(b"")
         self._connections.remove(self)
+
+    def eof_received(self) -> None:
+        """Take note that the client sends no more; the transport closes then."""
+        if self._answering:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
 
     def shutdown(self) -> None:
         """End soon: at once where nothing is under way, else after the answer."""
@@ -281,6 +295,22 @@ class Http1Connection(HttpToolsProtocol):
             self._await_head(self._idle_timeout_s, "idle")
         self.cycle.message_event.set()
         return end
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: "ASGI3Application") -> None:
+        super()._start_asgi_task(cycle, partial(self._answer, app))
+
+    async def _answer(
+        self,
+        app: "ASGI3Application",
+        scope: "Scope",
+        receive: "ASGIReceiveCallable",
+        send: "ASGISendCallable",
+    ) -> None:
+        """Run the app, unless the client has left before its turn."""
+        if self.cycle.disconnected:
+            self._connections.left()
+        else:
+            await app(scope, receive, send)
 
     # What waits for its turn
 

@@ -30,6 +30,7 @@ from app.health import Health, State
 from app.http1 import Http1Connection
 from app.limits import Admission
 from app.problems import Problems
+from app.self_probe import SelfProbe
 from app.service import CaptionService
 from app.settings import Settings
 from app.telemetry import Telemetry
@@ -342,11 +343,13 @@ async def _serve(server: uvicorn.Server, door: Door, bound: socket.socket, limit
         loop.add_signal_handler(number, ending.on_signal, number)
     watch = asyncio.create_task(ending.when_dead())
 
+    noted = door.telemetry.loop_lag.observe
+
     def note(lag_s: float) -> None:
-        door.telemetry.loop_lag.observe(lag_s)
+        noted(lag_s)
         logs.pump()
 
-    with Watchdog(door.settings.loop_stuck_after_s, note):
+    with SelfProbe(bound, noted), Watchdog(door.settings.loop_stuck_after_s, note):
         await server.serve(sockets=[bound])
     watch.cancel()
     return 0 if door.health.livez().ok else 1
