@@ -112,7 +112,7 @@ class Telemetry:
             ["reason"], registry=registry,
         )  # fmt: skip
         self.loop_lag = Histogram(
-            "caption_loop_lag_seconds", "How late the event loop comes to a call, and to a probe of our own.",
+            "caption_loop_lag_seconds", "How late the event loop comes to a call, or a probe.",
             buckets=_SECONDS, registry=registry,
         )  # fmt: skip
         self.ready = Gauge("caption_ready", "1 when /readyz says 200.", registry=registry)
