@@ -292,10 +292,9 @@ def test_where_the_system_gives_no_process_it_says_so(news, monkeypatch):
     here.close()
 
 
-def test_a_program_that_does_not_begin_is_no_process(news, monkeypatch):
-    monkeypatch.setattr(decoders, "_environment", dict)
-    monkeypatch.setattr(decoders, "_ROOT", Path("/nowhere"))
-    monkeypatch.chdir("/")
+def test_a_program_that_does_not_begin_is_no_process(news, monkeypatch, tmp_path):
+    (tmp_path / "app.py").write_text("raise ImportError")  # found before ours
+    monkeypatch.setattr(decoders, "_ROOT", tmp_path)
     here = Decoders(1, budget_s=1, max_bytes=100, max_pixels=100, watcher=news)
     here.start()
     try:
