@@ -25,6 +25,11 @@ def descendants(pid):
     return found
 
 
+def lanes(pid):
+    """Give the processes of a service's lanes: those that one it started has started."""
+    return {each for each in descendants(pid) if _state_and_parent(each)[1] != pid}
+
+
 def _state_and_parent(pid):
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()

@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from app.cli import main
-from processes import descendants, is_running, wants_proc
+from processes import descendants, is_running, lanes, wants_proc
 from tiny import photo, save_tiny_checkpoint
 
 
@@ -265,6 +265,17 @@ def assert_none_is_left(pids):
     assert not any(map(is_running, pids))
 
 
+@contextlib.contextmanager
+def stopped(pids):
+    """Stop processes; whatever comes of it, none is left that way."""
+    send_to_all(signal.SIGSTOP, pids)
+    try:
+        yield pids
+        assert_none_is_left(pids)
+    finally:
+        send_to_all(signal.SIGKILL, filter(is_running, pids))
+
+
 def send_to_all(number, pids):
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
@@ -281,12 +292,11 @@ def test_with_all_its_processes_stopped_and_its_log_gone_sigterm_still_drains_it
         service.wait_for("/readyz", 200)
         os.close(read)
         started = descendants(service.process.pid)
-        send_to_all(signal.SIGSTOP, started)
         answer = service.client.post("/v1/captions", files={"image": ("a.png", photo())})
-        assert answer.status_code == 200  # alone it has all cores, in the service itself
-        service.process.send_signal(signal.SIGTERM)
-        assert service.process.wait(60) == 0
-    assert_none_is_left(started)
+        assert answer.status_code == 200
+        with stopped(started):
+            service.process.send_signal(signal.SIGTERM)
+            assert service.process.wait(60) == 0
 
 
 @wants_proc
@@ -298,14 +308,13 @@ def test_lanes_that_are_stopped_at_work_end_it_whether_or_not_they_go_on(
     with Process(checkpoint, tmp_path, **settings) as service:
         service.wait_for("/readyz", 200)
         started = descendants(service.process.pid)
-        send_to_all(signal.SIGSTOP, started)
-        with contextlib.ExitStack() as callers:
+        with stopped(lanes(service.process.pid)) as at_work, contextlib.ExitStack() as callers:
             for _ in range(4):
                 callers.enter_context(sending_a_photo(service.port))
             said = service.wait_for("/livez", 503)
             assert said == {"status": "failed", "reason": "inference_thread_stuck"}
             if goes_on:
-                send_to_all(signal.SIGCONT, started)
+                send_to_all(signal.SIGCONT, at_work)
             assert service.process.wait(60) == 1
         events = [event["event"] for event in service.events()]
     assert "giving_up" in events
