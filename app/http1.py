@@ -307,6 +307,8 @@ class Http1Connection(HttpToolsProtocol):
         send: "ASGISendCallable",
     ) -> None:
         """Run the app, unless the client has left before its turn."""
+        if self.cycle.body:  # the next turn of the loop sees whether its sender has hung up
+            await asyncio.sleep(0)
         if self.cycle.disconnected:
             self._connections.left()
         else:

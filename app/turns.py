@@ -93,6 +93,8 @@ class Turns:
             if self._waiting[0].costly and not self._free_for_costly:
                 return
             turn = heapq.heappop(self._waiting)
+            if turn.called.done():  # its caller has left and not withdrawn it yet
+                continue
             self._free -= 1
             self._free_for_costly -= turn.costly
             turn.began_s = asyncio.get_running_loop().time()
@@ -102,7 +104,7 @@ class Turns:
     def _withdraw(self, turn: Turn) -> None:
         if turn in self._under_way:  # called and cancelled at the same moment
             self.leave(turn, done=False)
-        else:
+        elif turn in self._waiting:
             self._waiting.remove(turn)
             heapq.heapify(self._waiting)
 

@@ -2,8 +2,10 @@
 
 import asyncio
 import json
+import socket
 
 import pytest
+import uvloop
 
 from fake import FakeCaptioner, serving, until
 from sockets import connected, listening
@@ -346,6 +348,26 @@ async def test_what_nobody_reads_does_not_hold_up_the_end():
         await until(lambda: server.connections.unread_bytes > 0)
         server.should_exit = True
         await until(lambda: len(server.connections) == 0)
+
+
+def test_who_hangs_up_at_once_is_not_begun():
+    captioner = FakeCaptioner()
+
+    async def hang_up_and_ask():
+        async with serving(captioner) as client, listening(client.app) as server:
+            for _ in range(20):
+                connection = socket.create_connection(("127.0.0.1", server.port))
+                connection.sendall(post(b"photo"))
+                connection.close()  # all of it is there before the server looks
+            async with connected(server.port) as caller:
+                await caller.send(post(b"another"))
+                assert caption(await caller.answer()) == "another"
+            return (await client.get("/metrics")).text
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:  # as in the service
+        metrics = runner.run(hang_up_and_ask())
+    assert 'caption_requests_total{outcome="client_closed",route="unmatched"} 20.0' in metrics
+    assert captioner.batches == [[b"another"]]
 
 
 # Room
