@@ -6,6 +6,7 @@ comes from it is taken for data by the other end, `decoders`: numbers and bytes,
 """
 
 import ctypes
+import mmap
 import os
 import resource
 import signal
@@ -24,6 +25,8 @@ ORDER = struct.Struct("!QQQd")
 """How an order begins: bytes of the upload, ``at_least_px``, ``max_pixels``, seconds of CPU."""
 ANSWER = struct.Struct("!III")
 """How an answer begins: height, width, and bytes of UTF-8; these say what is wrong."""
+SHARED_BYTES = 8 * 2**20
+"""Of the memory that both sides see: what fits goes through it, and the rest through the socket."""
 _BYTES_PER_PIXEL = 24
 """What decoding holds at most: 16 with a transparent WebP, plus 3 for the pixels that leave."""
 _COPIES = 5  # of the upload: as it came, without metadata, as Pillow and a decoder read it
@@ -58,9 +61,25 @@ def main(
     _end_with(service_pid)
     _be_modest(_COPIES * most_bytes + _BYTES_PER_PIXEL * most_pixels + _BYTES_BESIDE, niceness)
     with socket.socket(fileno=descriptor) as service, suppress(EOFError, OSError):
+        shared = _shared(service)
         service.sendall(READY)
         while True:
-            _answer(service, _next_order(service))
+            _answer(service, _next_order(service, shared), shared)
+
+
+def fits(size: int, shared: mmap.mmap | None) -> bool:
+    """Say, on both sides alike, whether so many bytes go through memory that both see."""
+    return shared is not None and size <= SHARED_BYTES
+
+
+def _shared(service: socket.socket) -> mmap.mmap | None:
+    """Take the memory that both sides see, where there is some; its size cannot change any more."""
+    _, descriptors, _, _ = socket.recv_fds(service, 1, 1)
+    for descriptor in descriptors:
+        shared = mmap.mmap(descriptor, SHARED_BYTES)
+        os.close(descriptor)
+        return shared
+    return None
 
 
 def _end_with(service_pid: int) -> None:
@@ -95,8 +114,10 @@ def _data_bytes() -> int:
     return _BYTES_BESIDE
 
 
-def _next_order(service: socket.socket) -> _Order:
+def _next_order(service: socket.socket, shared: mmap.mmap | None) -> _Order:
     size, at_least_px, max_pixels, budget_s = ORDER.unpack(_received(service, ORDER.size))
+    if shared is not None and fits(size, shared):
+        return _Order(shared[:size], at_least_px, max_pixels, budget_s)
     return _Order(bytes(_received(service, size)), at_least_px, max_pixels, budget_s)
 
 
@@ -111,7 +132,7 @@ def _received(service: socket.socket, size: int) -> bytearray:
     return data
 
 
-def _answer(service: socket.socket, order: _Order) -> None:
+def _answer(service: socket.socket, order: _Order, shared: mmap.mmap | None) -> None:
     """Send what became of an upload."""
     try:
         pixels_HWC = _decoded(order)
@@ -119,8 +140,13 @@ def _answer(service: socket.socket, order: _Order) -> None:
         words = f"{error.code} {error}".encode()
         service.sendall(ANSWER.pack(0, 0, len(words)) + words)
         return
-    service.sendall(ANSWER.pack(*pixels_HWC.shape[:2], 0))
-    service.sendall(pixels_HWC.data.cast("B"))
+    told, pixels = ANSWER.pack(*pixels_HWC.shape[:2], 0), pixels_HWC.data.cast("B")
+    if shared is not None and fits(len(pixels), shared):
+        shared[: len(pixels)] = pixels
+        service.sendall(told)
+        return
+    service.sendall(told)
+    service.sendall(pixels)
 
 
 def _decoded(order: _Order) -> decode.Pixels:

@@ -5,6 +5,7 @@ process that used up its budget, died, or answers nothing is replaced, by a thre
 costs the one image it had. Small jobs have a process that no costly one ever enters.
 """
 
+import fcntl
 import mmap
 import os
 import signal
@@ -22,7 +23,7 @@ from typing import Protocol
 import numpy as np
 
 from app.captioner.decode import Pixels
-from app.captioner.decoder import ANSWER, ORDER, READY
+from app.captioner.decoder import ANSWER, ORDER, READY, SHARED_BYTES, fits
 from app.captioner.errors import ImageError, NoDecoder, TooCostly, UndecodableImage
 
 Begin = Callable[[int, socket.socket], "subprocess.Popen[bytes]"]
@@ -296,14 +297,38 @@ class _Process:
     def __init__(self, begin: Begin, niceness: int) -> None:
         self.niceness = niceness
         self._socket, theirs = socket.socketpair()
+        self._shared: mmap.mmap | None = None
         try:
             with theirs:
                 self._child = begin(niceness, theirs)
             self._socket.settimeout(_LOOK_S)
+            self._share()
             self._await_ready()
         except BaseException:
-            self._socket.close()
+            self._let_go()
             raise
+
+    def _share(self) -> None:
+        """Give the process memory that both sides see, where the system has such, of fixed size."""
+        descriptors: list[int] = []
+        with suppress(AttributeError, OSError):
+            descriptors.append(os.memfd_create("decoder", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING))
+            os.ftruncate(descriptors[0], SHARED_BYTES)
+            # whoever looks at what the other side cut off is ended by the kernel
+            seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+            fcntl.fcntl(descriptors[0], fcntl.F_ADD_SEALS, seals)
+            self._shared = mmap.mmap(descriptors[0], SHARED_BYTES)
+        if self._shared is None:
+            socket.send_fds(self._socket, [b"\0"], [])
+        else:
+            socket.send_fds(self._socket, [b"\0"], descriptors)
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+    def _let_go(self) -> None:
+        self._socket.close()
+        if self._shared is not None:
+            self._shared.close()
 
     def _await_ready(self) -> None:
         try:
@@ -329,17 +354,30 @@ class _Process:
 
     def decode(self, order: bytes, data: bytes, max_pixels: int, vigil: "_Vigil") -> Pixels:
         try:
-            self._send(order, vigil)
-            self._send(data, vigil)
+            self._send_order(order, data, vigil)
             height, width, words = ANSWER.unpack(self._received(bytearray(ANSWER.size), vigil))
             if words:
                 raise _refusal(bytes(self._received(bytearray(min(words, _MOST_WORDS)), vigil)))
             if not 0 < height * width <= max_pixels:
                 raise _Ended("unresponsive")
-            pixels = self._received(_room(3 * height * width), vigil)
-            return np.frombuffer(pixels, np.uint8).reshape(height, width, 3)
+            pixels = self._pixels(3 * height * width, vigil)
+            return pixels.reshape(height, width, 3)
         except (EOFError, OSError):
             raise self._why() from None
+
+    def _send_order(self, order: bytes, data: bytes, vigil: "_Vigil") -> None:
+        if self._shared is not None and fits(len(data), self._shared):
+            self._shared[: len(data)] = data
+            self._send(order, vigil)
+            return
+        self._send(order, vigil)
+        self._send(data, vigil)
+
+    def _pixels(self, size: int, vigil: "_Vigil") -> Pixels:
+        """Take the pixels, from where the process may write no more of them."""
+        if self._shared is not None and fits(size, self._shared):
+            return np.frombuffer(self._shared, np.uint8, size).copy()
+        return np.frombuffer(self._received(_room(size), vigil), np.uint8)
 
     def _send(self, data: bytes, vigil: "_Vigil") -> None:
         rest = memoryview(data)
@@ -377,7 +415,7 @@ class _Process:
         """Bring about its end and wait for it."""
         self._child.kill()
         self._child.wait()
-        self._socket.close()
+        self._let_go()
 
 
 class _Vigil:
