@@ -33,6 +33,7 @@ AMBIGUOUS_CHUNKS = (
     b"-5\r\nhello\r\n0\r\n\r\n",
     b"0x5\r\nhello\r\n0\r\n\r\n",
     b"5 \r\nhello\r\n0\r\n\r\n",
+    b"5x\nhello\r\n0\r\n\r\n",
     b"5;a\rb\r\nhello\r\n0\r\n\r\n",
     b"1" * 17 + b"\r\n",
     b"5;" + b"x" * 300 + b"\r\nhello\r\n0\r\n\r\n",
@@ -299,7 +300,7 @@ async def test_bytes_that_trickle_in_do_not_prolong_the_time_of_a_head():
     ):
         async with asyncio.timeout(10):
             with pytest.raises(ConnectionError):
-                await caller.send(LIVEZ[:20], *[b"a"] * 20_000)
+                await caller.send(b"GET /livez?", *[b"a"] * 20_000)
 
 
 async def test_a_connection_waits_for_its_next_request(monkeypatch):
@@ -368,6 +369,26 @@ def test_who_hangs_up_at_once_is_not_begun():
         metrics = runner.run(hang_up_and_ask())
     assert 'caption_requests_total{outcome="client_closed",route="unmatched"} 20.0' in metrics
     assert captioner.batches == [[b"another"]]
+
+
+async def test_little_that_nobody_reads_does_not_hold_up_the_end_either():
+    description = b"GET /openapi.json HTTP/1.1\r\nhost: a\r\n\r\n"
+    async with serving() as client:
+        async with (
+            asyncio.timeout(20),
+            listening(client.app, send_timeout_s=0.3) as server,
+            connected(server.port, receive_bytes=2048) as caller,
+        ):
+            caller.reader._transport.pause_reading()
+            asked = 0
+            while not server.connections.unread_bytes:  # until the kernel takes no more
+                asked += 1
+                caller.writer.write(description)
+                await until(lambda: server.server_state.total_requests == asked)  # noqa: B023
+            assert server.connections.unread_bytes < 65536  # the transport thinks nothing of it
+            server.should_exit = True
+            await until(lambda: len(server.connections) == 0)
+        assert await ended_for(client, "unread")
 
 
 # Room

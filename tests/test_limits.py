@@ -258,7 +258,8 @@ async def test_bytes_that_never_come_take_no_room():
 
 async def test_bytes_that_came_and_found_no_room_are_refused_as_they_come():
     captioner = FakeCaptioner()
-    async with serving(captioner, max_inflight_bytes=200_000, max_upload_bytes=100_000) as client:
+    room = {"max_inflight_bytes": 260_000, "max_upload_bytes": 100_000}  # for two and a grant
+    async with serving(captioner, **room) as client:
         captioner.gate.clear()
         callers = [
             asyncio.create_task(client.post("/v1/captions", content=b"x" * 90_000, headers=RAW))
@@ -266,7 +267,7 @@ async def test_bytes_that_came_and_found_no_room_are_refused_as_they_come():
         ]
         inflight = client.app.state.door.telemetry.inflight_bytes
         await until(lambda: inflight._value.get() == 180_000)
-        refused, _ = await ask(client.app, piece(b"y" * 20_001, more=True), hold=asyncio.Event())
+        refused, _ = await ask(client.app, piece(b"y" * 80_001, more=True), hold=asyncio.Event())
         captioner.gate.set()
         assert [captions(await caller) for caller in callers] == [["x" * 90_000]] * 2
     assert refused == 503

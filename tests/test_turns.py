@@ -42,6 +42,16 @@ async def test_the_cheapest_comes_first_and_the_first_of_equals():
     assert order == [others[1], others[2], others[0]]
 
 
+async def test_who_has_left_and_not_withdrawn_yet_is_passed_over():
+    turns = queue(1)
+    first, leaving, next_one = await started(turns, CHEAP_S, 0.03, 0.06)
+    leaving.cancel()  # it withdraws when the loop comes to it, which is after the next line
+    turns.leave(await first)
+    await asyncio.wait({leaving, next_one}, timeout=10)
+    assert leaving.cancelled()
+    assert (await next_one).cost_s == 0.06
+
+
 @pytest.mark.parametrize("places", [2, 4])
 async def test_costly_jobs_leave_a_place_to_the_others(places):
     turns = queue(places)
