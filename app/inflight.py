@@ -37,6 +37,7 @@ class Entry:
     charged_bytes: int = 0
     arrived_bytes: int = 0
     began_s: float = 0.0
+    made_room: bool = False
     reading: asyncio.Timeout | None = field(default=None, repr=False)
 
 
@@ -134,6 +135,7 @@ class Inflight:
         if slowest is None or slowest.reading is None or _bytes_per_s(slowest) > _SLOW_BYTES_PER_S:
             return False
         del self._uploading[slowest]
+        slowest.made_room = True
         slowest.reading.reschedule(asyncio.get_running_loop().time())
         return True
 

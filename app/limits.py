@@ -129,8 +129,8 @@ class Admission:
                 async with reading:
                     return await counted_body(receive, limit, arrived)
         except TimeoutError:
-            late = asyncio.get_running_loop().time() >= entry.deadline_s
-            raise _Refused(DeadlineExceeded() if late else SlowBody()) from None
+            slow = entry.made_room or slow_s <= entry.deadline_s
+            raise _Refused(SlowBody() if slow else DeadlineExceeded()) from None
         except (Refusal, Overloaded) as reason:
             raise _Refused(reason) from None
 

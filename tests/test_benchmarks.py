@@ -270,7 +270,7 @@ def test_an_open_loop_tells_what_became_of_each_arrival(picky):
 def test_a_form_holds_the_photo_as_it_is():
     raw = load.post(b"\xff\xd8photo", "/p", "raw")
     form = load.post(b"\xff\xd8photo", "/p", "multipart")
-    assert raw == ("/p", "image/jpeg", b"\xff\xd8photo")
+    assert raw[:3] == ("/p", "image/jpeg", b"\xff\xd8photo")
     boundary = form.content_type.partition("boundary=")[2].encode()
     assert form.body.startswith(b"--" + boundary + b"\r\n")
     assert form.body.endswith(b"\r\n\r\n\xff\xd8photo\r\n--" + boundary + b"--\r\n")

@@ -494,4 +494,4 @@ async def test_a_lane_that_ends_is_noticed_though_nobody_asks(monkeypatch):
         captioner.whole = False
         await asyncio.sleep(0.1)
         answer = await client.get("/livez")
-    assert (answer.status_code, answer.json()["reason"]) == (503, "device_fault")
+    assert (answer.status_code, answer.json()["reason"]) == (503, "lane_died")
