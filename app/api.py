@@ -52,7 +52,8 @@ router = APIRouter(route_class=_Direct)
 
 _WHOLE_REQUEST = (Overloaded, NotReady, Closed, DeadlineExceeded)  # not the fault of one image
 _CAPTION_PROBLEMS = (
-    "malformed_request", "head_too_large", "malformed_body", "unauthorised", "slow_body", "body_too_large", "too_many_pixels",
+    "malformed_request", "head_too_large", "malformed_body", "unauthorised", "slow_body",
+    "body_too_large", "too_many_pixels",
     "unsupported_encoding", "unsupported_media_type", "unsupported_image", "undecodable_image",
     "too_costly", "too_many_images", "invalid_request", "too_many_requests", "internal_error",
     "overloaded", "not_ready", "deadline_exceeded",
