@@ -13,7 +13,7 @@ import math
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
@@ -261,7 +261,7 @@ class CaptionService:
         cost_s = 0.0 if unread else self._cost_s(data)
         # A batch had better not wait for what is costly.
         with self._batcher.expecting() if cost_s < COSTLY_S else nullcontext():
-            image = unread or await self._read(data, cost_s, deadline_s)
+            image = unread or await self._read(data, cost_s, deadline_s, self._apart(flow))
         queued_s = time.monotonic()
         captioned = await self._batcher.submit(image, deadline_s, flow)
         if not unread:
@@ -275,11 +275,17 @@ class CaptionService:
         """Estimate the CPU seconds of decoding, which its budget bounds."""
         return min(cost_s(data), self._settings.decode_cpu_s)
 
-    async def _read(self, data: bytes, cost_s: float, deadline_s: float) -> "Tensor":
+    def _apart(self, flow: Flow) -> Hashable:
+        """Give the caller where there are several to tell apart."""
+        return flow.caller if len(self._settings.api_keys) > 1 else None
+
+    async def _read(
+        self, data: bytes, cost_s: float, deadline_s: float, caller: Hashable
+    ) -> "Tensor":
         try:
             async with asyncio.timeout_at(deadline_s):
                 with self._telemetry.decode_duration.time():
-                    return await self._read_in_turn(data, cost_s, deadline_s)
+                    return await self._read_in_turn(data, cost_s, deadline_s, caller)
         except TimeoutError:
             raise DeadlineExceeded from None
         except NoDecoder:
@@ -288,10 +294,12 @@ class CaptionService:
             self._telemetry.cancelled("decode")
             raise
 
-    async def _read_in_turn(self, data: bytes, cost_s: float, deadline_s: float) -> "Tensor":
+    async def _read_in_turn(
+        self, data: bytes, cost_s: float, deadline_s: float, caller: Hashable
+    ) -> "Tensor":
         loop = asyncio.get_running_loop()
         patience_s = min(deadline_s - loop.time(), self._settings.deadline_s)
-        turn = await self._turns.take(cost_s, patience_s)
+        turn = await self._turns.take(cost_s, patience_s, caller)
         left = threading.Event()
 
         def leave(_: "Future[Tensor]") -> None:  # in the thread: a caller may leave before

@@ -1,13 +1,17 @@
 """Who is decoded next: what costs least first, and what costs much leaves a place for the others.
 
-Knows asyncio, not images or processes. How long one waits is estimated from what jobs cost, and
-from how long they lately took.
+Callers who are told apart take turns, each costing what its jobs cost. Knows asyncio, not images or
+processes. How long one waits is estimated from what jobs cost, and from how long they lately took.
+
+Reference: Goyal, Vin and Cheng 1996, "Start-time fair queuing": a job may start when as much has
+been served as its caller had asked for before.
 """
 
 import asyncio
 import heapq
 import itertools
 import math
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 from app.batching import Overloaded
@@ -27,9 +31,15 @@ class Turn:
     number: int
     called: "asyncio.Future[None]"
     began_s: float = math.inf
+    caller: Hashable = None
+    start_tag_s: float = 0.0
 
     def __lt__(self, other: "Turn") -> bool:
-        return (self.cost_s, self.number) < (other.cost_s, other.number)
+        return self._order < other._order
+
+    @property
+    def _order(self) -> tuple[bool, float, float, int]:
+        return self.costly, self.start_tag_s, self.cost_s, self.number
 
     @property
     def costly(self) -> bool:
@@ -43,7 +53,7 @@ class Turns:
     Args:
         places: How many jobs go on side by side. Costly ones get all but one; the only one there
             is they get while nothing else waits.
-        most_costly: How many costly jobs may wait.
+        most_costly: How many costly jobs may wait; half of them may be those of one caller.
     """
 
     def __init__(self, places: int, *, most_costly: int) -> None:
@@ -53,21 +63,28 @@ class Turns:
         self._waiting: list[Turn] = []
         self._under_way: set[Turn] = set()
         self._numbers = itertools.count()
+        self._served_s = 0.0  # the virtual time: the start tag of whoever was called last
+        self._asked_s: dict[Hashable, float] = {}  # by caller: where its next job may start
         self._pace = 1.0  # seconds that a job took for each that was estimated
 
-    async def take(self, cost_s: float, patience_s: float) -> Turn:
+    async def take(self, cost_s: float, patience_s: float, caller: Hashable = None) -> Turn:
         """Wait for a place; `leave` gives it back.
 
         Args:
             cost_s: What the job takes, estimated.
             patience_s: How long its caller will wait for his answer.
+            caller: Whose it is; None where callers are not told apart.
 
         Raises:
             Overloaded: It would wait for more than half of that time.
         """
         loop = asyncio.get_running_loop()
-        turn = Turn(cost_s, next(self._numbers), loop.create_future())
+        turn = Turn(cost_s, next(self._numbers), loop.create_future(), caller=caller)
+        if caller is not None:
+            turn.start_tag_s = max(self._served_s, self._asked_s.get(caller, 0.0))
         self._check_wait(turn, patience_s)
+        if caller is not None:
+            self._asked_s[caller] = turn.start_tag_s + cost_s
         heapq.heappush(self._waiting, turn)
         self._call()
         try:
@@ -98,6 +115,7 @@ class Turns:
             self._free -= 1
             self._free_for_costly -= turn.costly
             turn.began_s = asyncio.get_running_loop().time()
+            self._served_s = max(self._served_s, turn.start_tag_s)
             self._under_way.add(turn)
             turn.called.set_result(None)
 
@@ -111,9 +129,13 @@ class Turns:
     def _check_wait(self, turn: Turn, patience_s: float) -> None:
         """Refuse at once who would be refused late: he would take up room until then."""
         wait_s = self._wait_s(turn)
-        waiting = sum(each.costly for each in self._waiting)
-        if wait_s > patience_s / 2 or (turn.costly and waiting >= self._most_costly):
+        if wait_s > patience_s / 2 or (turn.costly and self._is_full_for(turn.caller)):
             raise Overloaded(max(1, math.ceil(wait_s)))
+
+    def _is_full_for(self, caller: Hashable) -> bool:
+        waiting = [each.caller for each in self._waiting if each.costly]
+        own = 0 if caller is None else waiting.count(caller)
+        return len(waiting) >= self._most_costly or 2 * own >= self._most_costly
 
     def _wait_s(self, turn: Turn) -> float:
         """Estimate the wait for others of its kind, which is all that a job ever waits for long."""

@@ -42,6 +42,55 @@ async def test_the_cheapest_comes_first_and_the_first_of_equals():
     assert order == [others[1], others[2], others[0]]
 
 
+async def served(turns, under_way, waiting):
+    """End jobs one by one; give the names of those that wait in the order of their turns."""
+    order = []
+    while len(order) < len(waiting):
+        await ended(turns, under_way)
+        (name,) = [each for each, task in waiting.items() if task.done() and each not in order]
+        order.append(name)
+        under_way = waiting[name]
+    return order
+
+
+@pytest.mark.parametrize("cost_s", [CHEAP_S, COSTLY_S])
+async def test_callers_who_are_told_apart_take_turns_whatever_one_has_asked_for(cost_s):
+    turns = queue(1)
+    (first,) = await started(turns, cost_s)
+    waiting = {
+        name: asyncio.create_task(turns.take(cost_s, LONG_S, name[0]))
+        for name in ("a1", "a2", "a3", "b1", "b2")
+    }
+    await asyncio.sleep(0)
+    assert await served(turns, first, waiting) == ["a1", "b1", "a2", "b2", "a3"]
+
+
+async def test_a_turn_costs_what_the_job_costs():
+    turns = queue(1)
+    (first,) = await started(turns, COSTLY_S)
+    costs_s = {"a1": 3 * COSTLY_S, "a2": 3 * COSTLY_S, "b1": COSTLY_S, "b2": COSTLY_S, "b3": 0.2}
+    waiting = {
+        name: asyncio.create_task(turns.take(cost_s, LONG_S, name[0]))
+        for name, cost_s in costs_s.items()
+    }
+    await asyncio.sleep(0)
+    assert await served(turns, first, waiting) == ["b1", "a1", "b2", "b3", "a2"]
+
+
+async def test_one_caller_may_have_half_of_the_costly_ones_that_wait():
+    turns = queue(1, most_costly=4)
+    first, *_ = await started(turns, COSTLY_S)
+    waiting = {
+        name: asyncio.create_task(turns.take(COSTLY_S, LONG_S, "a")) for name in ("a1", "a2")
+    }
+    await asyncio.sleep(0)
+    with pytest.raises(Overloaded):
+        await turns.take(COSTLY_S, LONG_S, "a")
+    waiting["b1"] = asyncio.create_task(turns.take(COSTLY_S, LONG_S, "b"))
+    await asyncio.sleep(0)
+    assert await served(turns, first, waiting) == ["a1", "b1", "a2"]
+
+
 async def test_who_has_left_and_not_withdrawn_yet_is_passed_over():
     turns = queue(1)
     first, leaving, next_one = await started(turns, CHEAP_S, 0.03, 0.06)
