@@ -9,7 +9,11 @@ Reference: RFC 9112, RFC 9110 section 7.8
 """
 
 import asyncio
+import fcntl
+import sys
+import termios
 import uuid
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +40,7 @@ MAX_HEAD_BYTES = 32 * 1024
 MAX_FIELDS = 100
 _VERSIONS = {"1.0", "1.1"}
 _HEAD_END = b"\r\n\r\n"
+_LEAST_READ_BYTES = 16 * 1024  # in each time-out: a client that reads steadily is no threat
 _LINGER_S = 1.0
 _LINGER_BYTES = 512 * 1024
 
@@ -388,7 +393,26 @@ class Http1Connection(HttpToolsProtocol):
         super().pause_writing()
         self._connections.unread(self)
         self._stop_send_timer()
-        self._send_timer = self.loop.call_later(self._send_timeout_s, self.abort, "unread")
+        self._watch_reading()
+
+    def _watch_reading(self) -> None:
+        self._send_timer = self.loop.call_later(
+            self._send_timeout_s, self._check_reading, self._unsent_bytes()
+        )
+
+    def _check_reading(self, unread_before: int) -> None:
+        """Go on with a client that reads, however slowly; end one that does not."""
+        if unread_before - self._unsent_bytes() < _LEAST_READ_BYTES:
+            self.abort("unread")
+        else:
+            self._watch_reading()
+
+    def _unsent_bytes(self) -> int:
+        """Give what the client has not taken, the kernel's part too: that goes in large steps."""
+        held = bytearray(4)
+        with suppress(OSError, ValueError):
+            fcntl.ioctl(self.transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, held)
+        return self.unread_bytes + int.from_bytes(held, sys.byteorder)
 
     def resume_writing(self) -> None:
         """Take note that he did."""

@@ -17,7 +17,7 @@ from app.telemetry import Telemetry
 
 GRANT_BYTES = 64 * 1024
 """What a body may have before it is charged for more: most photos arrive in a few such pieces."""
-_GRACE_S = 2.0
+_GRACE_S = 0.25
 _SLOW_BYTES_PER_S = 64 * 1024
 
 
@@ -38,6 +38,7 @@ class Entry:
     arrived_bytes: int = 0
     began_s: float = 0.0
     made_room: bool = False
+    ready: bool = False
     reading: asyncio.Timeout | None = field(default=None, repr=False)
 
 
@@ -60,12 +61,16 @@ class Inflight:
         self._bytes = 0
         self._requests_of: Counter[int | None] = Counter()
         self._bytes_of: Counter[int | None] = Counter()
+        self._ready_of: Counter[int | None] = Counter()  # those whose body is there
         self._uploading: dict[Entry, None] = {}
 
     def ahead_of(self, key: int | None) -> int:
-        """Count the requests that are served before the next one of a key: keys take turns."""
-        own = self._requests_of[key]
-        others = [held for each, held in self._requests_of.items() if each != key]
+        """Count the requests that are served before the next one of a key: keys take turns.
+
+        A body that has not arrived is no work, and may never be.
+        """
+        own = self._ready_of[key]
+        others = [held for each, held in self._ready_of.items() if each != key]
         return own + sum(min(held, own + 1) for held in others)
 
     @contextmanager
@@ -84,6 +89,7 @@ class Inflight:
         finally:
             self._charge(entry, 0)
             self._count(-1, entry)
+            self._ready_of[entry.key] -= entry.ready
 
     @contextmanager
     def uploading(self, entry: Entry, until_s: float) -> Iterator[asyncio.Timeout]:
@@ -93,6 +99,8 @@ class Inflight:
         self._uploading[entry] = None
         try:
             yield entry.reading
+            entry.ready = True
+            self._ready_of[entry.key] += 1
         finally:
             self._uploading.pop(entry, None)
 
@@ -153,6 +161,6 @@ class Inflight:
 
 
 def _bytes_per_s(entry: Entry) -> float:
-    """Give how fast a body has come; in its first seconds nobody is slow."""
+    """Give how fast a body has come; at the very beginning nobody is slow."""
     age_s = asyncio.get_running_loop().time() - entry.began_s
     return float("inf") if age_s < _GRACE_S else entry.arrived_bytes / age_s

@@ -30,6 +30,7 @@ Bodies are RFC 9457 problem details. Of an exception only its class, its limit a
 ImageError, whose text is fixed, its text are used.
 """
 
+import asyncio
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -315,6 +316,10 @@ class Problems:
 
         try:
             await self.app(scope, receive, watched_send)
+        except asyncio.CancelledError:  # by the server, which ends: who leaves is known below
+            if started or scope["type"] != "http":
+                raise
+            await response(Closed(), scope)(scope, receive, send)
         except Exception as error:
             if started or scope["type"] != "http":
                 raise

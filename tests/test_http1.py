@@ -337,6 +337,27 @@ async def test_a_client_that_reads_nothing_is_given_up_and_its_place_is_free():
         assert server.connections.unread_bytes == 0
 
 
+async def test_a_client_that_reads_slowly_and_steadily_gets_all_of_it():
+    async with (
+        serving() as client,
+        listening(client.app, send_timeout_s=0.3) as server,
+        connected(server.port, receive_bytes=65536) as caller,
+    ):
+        caller.reader._limit = 65536  # its transport pauses, as a slow client does
+        caller.writer.write(post(b"x" * 3_000_000))
+        head = await caller.reader.readuntil(b"\r\n\r\n")
+        left, reads = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0]), 0
+        slow_s = asyncio.get_running_loop().time() + 1.5
+        while left:
+            piece = await caller.reader.read(20_000)
+            assert piece, f"cut off with {left} bytes to come"
+            left -= len(piece)
+            reads += 1
+            if asyncio.get_running_loop().time() < slow_s:
+                await asyncio.sleep(0.02)
+        assert reads > 50
+
+
 async def test_what_nobody_reads_does_not_hold_up_the_end():
     async with (
         serving() as client,
