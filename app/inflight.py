@@ -118,12 +118,13 @@ class Inflight:
             self._charge(entry, arrived_bytes)
 
     def _check(self, entry: Entry) -> None:
-        if self._requests >= self._settings.max_inflight_requests and not self._make_room():
-            raise Overloaded(self._retry_after_s())
         limit = self._settings.max_inflight_per_key
         if entry.key is not None and self._requests_of[entry.key] >= limit:
             raise TooManyRequests(limit, self._retry_after_s())
         self._check_bytes(entry.key, self._expected_bytes(entry))
+        # Last: nobody is ended for who does not come in all the same.
+        if self._requests >= self._settings.max_inflight_requests and not self._make_room():
+            raise Overloaded(self._retry_after_s())
 
     def _check_bytes(self, key: int | None, more: int) -> None:
         if self._bytes + more > self._settings.max_inflight_bytes:
@@ -144,7 +145,8 @@ class Inflight:
             return False
         del self._uploading[slowest]
         slowest.made_room = True
-        slowest.reading.reschedule(asyncio.get_running_loop().time())
+        if not slowest.reading.expired():  # else it is ending by itself
+            slowest.reading.reschedule(asyncio.get_running_loop().time())
         return True
 
     def _count(self, sign: int, entry: Entry) -> None:

@@ -8,9 +8,11 @@ from pydantic import SecretStr
 from starlette.datastructures import Headers
 
 from app import limits
+from app.inflight import Entry, Inflight
 from app.keys import Keys
 from app.problems import Unauthorised
 from app.settings import Settings
+from app.telemetry import Telemetry
 from fake import FakeCaptioner, SteppingCaptioner, pass_time, serving, until
 from sockets import listening
 from test_api import RAW, as_json, captions, problem
@@ -308,6 +310,52 @@ async def test_where_all_places_are_taken_the_slowest_upload_makes_room():
         assert (await gone)[0] == 408
     problem(early, 503, "overloaded")
     assert captions(late) == ["b"]
+
+
+async def test_who_has_his_share_already_ends_nobody_else():
+    key, other = ((b"x-api-key", name) for name in (b"old", b"new"))
+    limits_ = {"max_inflight_requests": 3, "max_inflight_per_key": 2}
+    async with (
+        serving(api_keys=KEYS, **limits_) as client,
+        uploads_that_never_come(client.app, 1, other) as (victim,),
+    ):
+        hold = asyncio.Event()
+        own = [
+            asyncio.create_task(ask(client.app, piece(b"x", more=True), headers=[key], hold=hold))
+            for _ in range(2)
+        ]
+        inflight = client.app.state.door.telemetry.inflight_requests
+        await until(lambda: inflight._value.get() == 3)
+        pass_time(0.3)
+        refused = await client.post(
+            "/v1/captions", content=b"a", headers={**RAW, "x-api-key": "old"}
+        )
+        for _ in range(5):  # turns of the loop, no time
+            await asyncio.sleep(0)
+        assert inflight._value.get() == 3
+        hold.set()
+        await asyncio.gather(*own)
+    problem(refused, 429, "too_many_requests")
+
+
+async def test_an_upload_whose_time_has_just_passed_makes_room_too():
+    inflight = Inflight(
+        Settings(max_inflight_requests=1), retry_after_s=lambda: 1, telemetry=Telemetry()
+    )
+    late, newcomer = Entry(None, 10, 0.0), Entry(None, 10, 0.0)
+
+    async def upload():
+        with inflight.entering(late), inflight.uploading(late, 0.0) as reading:
+            async with reading:
+                late.began_s -= 1
+                await asyncio.Event().wait()
+
+    uploading = asyncio.create_task(upload())
+    while not (late.reading and late.reading.expired()):  # and its task does not know yet
+        await asyncio.sleep(0)
+    assert not uploading.done()
+    with inflight.entering(newcomer), pytest.raises(TimeoutError):
+        await uploading
 
 
 async def test_uploads_that_do_not_come_are_not_counted_as_work_that_waits():
