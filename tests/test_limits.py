@@ -317,7 +317,7 @@ async def test_who_has_his_share_already_ends_nobody_else():
     limits_ = {"max_inflight_requests": 3, "max_inflight_per_key": 2}
     async with (
         serving(api_keys=KEYS, **limits_) as client,
-        uploads_that_never_come(client.app, 1, other) as (victim,),
+        uploads_that_never_come(client.app, 1, other),
     ):
         hold = asyncio.Event()
         own = [
@@ -351,7 +351,7 @@ async def test_an_upload_whose_time_has_just_passed_makes_room_too():
                 await asyncio.Event().wait()
 
     uploading = asyncio.create_task(upload())
-    while not (late.reading and late.reading.expired()):  # and its task does not know yet
+    while not (late.reading and late.reading.expired()):  # noqa: ASYNC110 - its task is not told yet
         await asyncio.sleep(0)
     assert not uploading.done()
     with inflight.entering(newcomer), pytest.raises(TimeoutError):
