@@ -39,7 +39,7 @@ serve: $(VENV)/.serve  ## install and start the service with the shipped checkpo
 test: $(VENV)/.dev  ## run the tests
 	$(BIN)/python -m pytest $(ARGS)
 
-check: $(VENV)/.dev  ## lint, format check, types, floors
+check: $(VENV)/.dev  ## lint, format check, types, layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

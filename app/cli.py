@@ -64,15 +64,15 @@ def _complain(error: object, *, code: int = 1) -> int:
 
 
 def _serve(options: argparse.Namespace, settings: Settings) -> int:  # noqa: ARG001
-    from app.logs import configure_logging  # noqa: PLC0415
     from app.main import serve  # noqa: PLC0415
+    from app.observability.logs import configure_logging  # noqa: PLC0415
 
     configure_logging(settings.log_level)
     return serve(settings)
 
 
 def _caption(options: argparse.Namespace, settings: Settings) -> int:
-    from app.main import load_captioner  # noqa: PLC0415
+    from app.loading import load_captioner  # noqa: PLC0415
 
     try:
         captioner = load_captioner(settings)

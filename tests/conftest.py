@@ -1,4 +1,4 @@
-"""Fixtures that several floors share."""
+"""Fixtures that several rooms share."""
 
 import os
 
@@ -24,3 +24,11 @@ def no_settings(monkeypatch):
     """Keep the settings of whoever runs the tests out of them."""
     for name in [name for name in os.environ if name.startswith(("CAPTION_", "OTEL_"))]:
         monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """Give the directory of a tiny checkpoint that can be served."""
+    from support.tiny import save_tiny_checkpoint  # noqa: PLC0415 - brings torch
+
+    return save_tiny_checkpoint(tmp_path_factory.mktemp("store"))

@@ -18,8 +18,8 @@ import pytest
 import yaml
 
 from app.settings import PROJECT_ROOT, Settings
-from test_cli import Process, checkpoint  # noqa: F401 - a fixture
-from tiny import photo
+from support.service_process import Process
+from support.tiny import photo
 
 sys.path += [str(PROJECT_ROOT / "benchmarks"), str(PROJECT_ROOT / "benchmarks" / "peers")]
 
@@ -163,7 +163,7 @@ def test_metrics_are_hidden_however_they_are_asked_for(tmp_path):
 
 @pytest.mark.slow
 @needs_haproxy
-def test_requests_are_shared_out_and_a_restart_loses_none(checkpoint, tmp_path):  # noqa: F811
+def test_requests_are_shared_out_and_a_restart_loses_none(checkpoint, tmp_path):
     folders = [tmp_path / name for name in ("one", "two")]
     with ExitStack() as stack:
         services = []

@@ -28,7 +28,7 @@ from app.captioner.captions import Caption
 from app.captioner.pipeline import Captioner
 from app.captioner.vocabulary import BOS, PAD, UNK
 from app.settings import PROJECT_ROOT, Settings
-from tiny import photo, save_tiny_checkpoint, tiny_unpublished
+from support.tiny import photo, save_tiny_checkpoint, tiny_unpublished
 
 BENCHMARKS = PROJECT_ROOT / "benchmarks"
 sys.path.append(str(BENCHMARKS))

@@ -16,7 +16,7 @@ from schemathesis.specs.openapi.checks import (
 
 from app.main import create_app
 from app.settings import Settings
-from fake import FakeCaptioner
+from support.fake import FakeCaptioner
 
 PROMISES = [
     status_code_conformance,
@@ -34,7 +34,7 @@ def served():
     listening = socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
-    while not app.state.door.health.readyz().ok:
+    while not app.state.app_state.health.readyz().ok:
         time.sleep(0.01)
     url = f"http://127.0.0.1:{listening.getsockname()[1]}"
     yield url, schemathesis.openapi.from_url(f"{url}/openapi.json")

@@ -4,8 +4,8 @@ import re
 from pathlib import Path
 
 from app.main import create_app
-from app.problems import ALL_KINDS
 from app.settings import KEYS_FILE, Settings, variable
+from app.web.problems import ALL_PROBLEM_TYPES
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -40,12 +40,12 @@ def test_every_error_code_is_documented_with_its_status():
     page = (ROOT / "docs/api.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (\d+) \| `(\w+)` \|", page, re.MULTILINE)
     assert {(int(status), code) for status, code in rows} == {
-        (kind.status, kind.code) for kind in ALL_KINDS.values()
+        (problem_type.status, problem_type.code) for problem_type in ALL_PROBLEM_TYPES.values()
     }
 
 
 def test_every_metric_is_documented():
-    registry = create_app(Settings()).state.door.telemetry.registry
+    registry = create_app(Settings()).state.app_state.metrics.registry
     names = {
         f"{family.name}_total" if family.type == "counter" else family.name
         for family in registry.collect()

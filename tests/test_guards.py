@@ -8,13 +8,12 @@ import pytest
 from pydantic import SecretStr
 from starlette.datastructures import Headers
 
-from app.keys import Keys
-from app.limits import OPEN_PATHS
-from app.problems import Unauthorised
-from fake import FakeCaptioner, serving
-from test_api import RAW, captions, problem
-from test_batching import FAR_S, Squares, batching, submit_all
-from test_limits import ask, piece
+from app.web.admission import OPEN_PATHS
+from app.web.auth import Keys
+from app.web.problems import Unauthorized
+from support.api import RAW, ask, captions, piece, problem
+from support.batches import FAR_S, Squares, batching, submit_all
+from support.fake import FakeCaptioner, serving
 
 KEYS = (SecretStr("old"), SecretStr("new"))
 
@@ -26,9 +25,9 @@ async def test_no_other_header_is_looked_at_before_the_key():
         "x-request-timeout": "soon",
     }
     async with serving(api_keys=KEYS, max_upload_bytes=10) as client:
-        client.app.state.door.health.refuse()
+        client.app.state.app_state.health.refuse()
         refused = await client.post("/v1/captions", content=b"a", headers={**RAW, **wrong})
-    problem(refused, 401, "unauthorised")
+    problem(refused, 401, "unauthorized")
 
 
 @pytest.mark.parametrize("path", sorted(OPEN_PATHS))
@@ -46,7 +45,7 @@ async def test_an_open_path_is_open_only_as_it_is_written(path):
 async def test_a_guarded_path_is_guarded_however_it_is_written():
     async with serving(api_keys=KEYS) as client:
         for path in ("/v1/captions", "/v1/%63aptions", "/%76%31/captions"):
-            problem(await client.post(path, content=b"a", headers=RAW), 401, "unauthorised")
+            problem(await client.post(path, content=b"a", headers=RAW), 401, "unauthorized")
             answer = await client.post(path, content=b"a", headers={**RAW, "x-api-key": "old"})
             assert captions(answer) == ["a"]
 
@@ -60,7 +59,7 @@ def test_every_key_is_compared_in_constant_time_whichever_fits(monkeypatch):
 
     monkeypatch.setattr(hmac, "compare_digest", noting)
     for given in ("old", "new", "o", "a longer key than ours"):
-        with contextlib.suppress(Unauthorised):
+        with contextlib.suppress(Unauthorized):
             Keys(KEYS).check(Headers({"x-api-key": given}))
     assert compared == [(32, 32)] * 8
 
@@ -86,7 +85,7 @@ async def test_a_free_device_waits_for_no_company():
 async def test_closing_waits_for_the_batch_that_runs():
     captioner = FakeCaptioner()
     async with serving(captioner) as client:
-        service = client.app.state.door.service
+        service = client.app.state.app_state.service
         captioner.gate.clear()
         caller = asyncio.create_task(client.post("/v1/captions", content=b"a", headers=RAW))
         await asyncio.to_thread(captioner.entered.wait)

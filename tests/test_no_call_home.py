@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from processes import descendants, wants_proc
-from test_cli import Process, checkpoint  # noqa: F401 - a fixture
-from tiny import photo
+from support.processes import descendants, wants_proc
+from support.service_process import Process
+from support.tiny import photo
 
 STRACE = shutil.which("strace")
 TABLES = ("tcp", "tcp6", "udp", "udp6")
@@ -120,7 +120,7 @@ def until_ready(service):
 @wants_proc
 @pytest.mark.timeout(300)
 def test_the_service_talks_to_its_callers_alone_and_leaves_home_as_it_is(
-    checkpoint,  # noqa: F811
+    checkpoint,
     tmp_path,
     home,
 ):
@@ -146,7 +146,7 @@ def test_the_service_talks_to_its_callers_alone_and_leaves_home_as_it_is(
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_the_other_programs_call_nobody_and_leave_home_as_it_is(
     program,
-    checkpoint,  # noqa: F811
+    checkpoint,
     tmp_path,
     home,
 ):
@@ -159,7 +159,7 @@ def test_the_other_programs_call_nobody_and_leave_home_as_it_is(
         assert re.findall(r".*AF_INET.*", trace.read_text()) == []
 
 
-def run(program, checkpoint, tmp_path, *before):  # noqa: F811
+def run(program, checkpoint, tmp_path, *before):
     file = tmp_path / "a.png"
     file.write_bytes(photo())
     command = [

@@ -7,8 +7,8 @@ import signal
 import httpx
 import pytest
 
-from test_cli import Process, checkpoint  # noqa: F401 - a fixture
-from tiny import photo
+from support.service_process import Process
+from support.tiny import photo
 
 PROBE_EVERY_S = 0.2
 CALLERS = 3
@@ -91,7 +91,7 @@ async def restart(old, new, statuses):
 
 @pytest.mark.slow
 @pytest.mark.timeout(200)
-def test_a_restart_under_load_loses_no_request(checkpoint, tmp_path):  # noqa: F811
+def test_a_restart_under_load_loses_no_request(checkpoint, tmp_path):
     statuses = []
     (tmp_path / "old").mkdir()
     (tmp_path / "new").mkdir()

@@ -143,7 +143,7 @@ def test_a_relative_checkpoint_is_found_from_here_else_from_the_project(monkeypa
 def test_importing_every_module_reads_no_setting():
     program = (
         "import os; os.environ['CAPTION_PORT'] = 'nonsense'\n"
-        "import app.main, app.cli, app.api, app.limits, app.service\n"
+        "import app.main, app.cli, app.web.routes, app.web.admission, app.serving.service\n"
         "import sys; assert 'torch' not in sys.modules\n"
     )
     done = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True)

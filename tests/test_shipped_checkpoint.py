@@ -7,7 +7,7 @@ import skimage
 
 from app.captioner.pipeline import Captioner
 from app.settings import PROJECT_ROOT, Settings
-from fake import serving
+from support.fake import serving
 
 PHOTOS = Path(skimage.__file__).parent / "data"
 SHIPPED = PROJECT_ROOT / Settings().checkpoint

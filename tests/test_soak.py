@@ -15,8 +15,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from test_cli import Process, checkpoint  # noqa: F401 - a fixture
-from tiny import photo
+from support.service_process import Process
+from support.tiny import photo
 
 REQUESTS = int(os.environ.get("SOAK_REQUESTS", "3600"))
 WARM_UP = REQUESTS // 6
@@ -143,7 +143,7 @@ def wait_until_idle(service):
 @pytest.mark.slow
 @pytest.mark.timeout(max(300, REQUESTS))
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
-def test_a_soak_of_good_and_bad_requests_leaves_nothing_behind(checkpoint, tmp_path):  # noqa: F811
+def test_a_soak_of_good_and_bad_requests_leaves_nothing_behind(checkpoint, tmp_path):
     limits = {"MAX_UPLOAD_BYTES": MAX_UPLOAD_BYTES, "LOG_LEVEL": "error"}
     with Process(checkpoint, tmp_path, **limits) as service:
         service.wait_for("/readyz", 200)

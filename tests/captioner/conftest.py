@@ -3,7 +3,7 @@
 import pytest
 
 from app.captioner.pipeline import Captioner
-from tiny import save_tiny_checkpoint
+from support.tiny import save_tiny_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from app.captioner.beam import SearchOptions, everybody, search, steps_between_checks
-from tiny import tiny_network
+from support.tiny import tiny_network
 
 PAD, BOS, EOS, UNK = range(4)
 V = 7  # four special ids and three words

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from app.captioner import checkpoint
 from app.captioner.errors import CheckpointError
-from tiny import save_tiny_checkpoint, tiny_unpublished
+from support.tiny import save_tiny_checkpoint, tiny_unpublished
 
 
 @pytest.fixture(scope="module")

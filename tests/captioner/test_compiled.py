@@ -18,7 +18,7 @@ from app.captioner.folding import decoder_with_table
 from app.captioner.network import Architecture, AttentionDecoder, MergeDecoder
 from app.captioner.pipeline import Captioner
 from app.captioner.vocabulary import BOS, EOS, PAD, UNK
-from tiny import tiny_unpublished
+from support.tiny import tiny_unpublished
 
 COMPILER = shutil.which("cc") or shutil.which("gcc")
 ROOT = Path(__file__).parents[2]

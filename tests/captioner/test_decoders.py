@@ -23,8 +23,8 @@ from app.captioner.errors import (
     UndecodableImage,
     UnsupportedImage,
 )
-from processes import is_running, wants_proc
-from tiny import slow_png
+from support.processes import is_running, wants_proc
+from support.tiny import slow_png
 
 MAX_PIXELS = 40_000_000
 LIMITS = {"at_least_px": 64, "max_pixels": MAX_PIXELS}

@@ -9,7 +9,7 @@ from app.captioner import fused
 from app.captioner.errors import CheckpointError
 from app.captioner.network import ENCODERS, Architecture, Network
 from app.captioner.pipeline import Captioner, fastest_precision
-from tiny import photo, tiny_network, tiny_unpublished
+from support.tiny import photo, tiny_network, tiny_unpublished
 
 SIDE_PX = {"vgg16": 224}  # its classifier takes no other side
 LEFT_TO_ONEDNN = {("convnext_tiny", "grid"), ("convnext_tiny", "vector"), ("vgg16", "vector")}

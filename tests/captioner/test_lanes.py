@@ -18,8 +18,8 @@ from app.captioner.device import Share
 from app.captioner.errors import CheckpointError, DeviceFault, LaneDied
 from app.captioner.lanes import Lanes, _Lane
 from app.captioner.pipeline import Captioner
-from processes import is_running, wants_proc
-from tiny import SIZE_PX, photo
+from support.processes import is_running, wants_proc
+from support.tiny import SIZE_PX, photo
 
 CORES, MOST = 2, 4  # as `apart` has
 

@@ -12,7 +12,7 @@ from app.captioner.manifest import (
     table_bytes,
     working_bytes,
 )
-from tiny import tiny_unpublished
+from support.tiny import tiny_unpublished
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ from pydantic import ValidationError
 from torchvision import models
 
 from app.captioner.network import ENCODERS, Architecture, Encoder, Network
-from tiny import tiny_network
+from support.tiny import tiny_network
 
 
 @pytest.mark.parametrize("features", ["grid", "vector"])

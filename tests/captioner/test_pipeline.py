@@ -8,8 +8,8 @@ import torch
 from app.captioner import checkpoint, fused
 from app.captioner.errors import CheckpointError, UnsupportedImage
 from app.captioner.pipeline import Captioner
-from fake import SteppingCaptioner
-from tiny import SIZE_PX, photo, save_tiny_checkpoint, tiny_unpublished
+from support.fake import SteppingCaptioner
+from support.tiny import SIZE_PX, photo, save_tiny_checkpoint, tiny_unpublished
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from app.captioner.beam import SearchOptions
 from app.captioner.network import ENCODERS, Architecture, Network
 from app.captioner.pipeline import Captioner
 from app.captioner.vocabulary import BOS, EOS, PAD, UNK
-from tiny import photo, tiny_network, tiny_unpublished
+from support.tiny import photo, tiny_network, tiny_unpublished
 
 OPTIONS = SearchOptions(beam_width=3, min_words=2, max_words=6, no_repeat_ngram_size=2)
 

@@ -9,7 +9,7 @@ from app.captioner.decode import is_quick
 from app.captioner.errors import ImageTooLarge, UndecodableImage
 from app.captioner.image import Unread
 from app.captioner.pipeline import Captioner
-from tiny import photo
+from support.tiny import photo
 
 MAX_PIXELS = 10_000
 MOST = 4  # as `apart` has

@@ -9,7 +9,7 @@ from safetensors.torch import load, save
 
 from app.captioner import weights
 from app.captioner.network import Architecture
-from tiny import tiny_network
+from support.tiny import tiny_network
 
 NAME = "decoder.words.bias"
 

@@ -1,7 +1,7 @@
 import pytest
 
-from runs import RECIPE
-from tiny import data_directory
+from support.runs import RECIPE
+from support.tiny import data_directory
 
 
 @pytest.fixture

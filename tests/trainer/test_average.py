@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from app.captioner import checkpoint
-from tiny import tiny_unpublished
+from support.tiny import tiny_unpublished
 from trainer.__main__ import main
 
 MATRIX = "decoder.words.weight"

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import trainer.fit
-from runs import RECIPE, arguments, fit, log, same_weights, weights
-from tiny import data_directory
+from support.runs import RECIPE, arguments, fit, log, same_weights, weights
+from support.tiny import data_directory
 from trainer.__main__ import main
 from trainer.distributed import Ranks
 from trainer.job import Job

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tiny import data_directory, photo
+from support.tiny import data_directory, photo
 from trainer.__main__ import main
 
 

@@ -14,8 +14,8 @@ from app.captioner import checkpoint
 from app.captioner.image import decode
 from app.captioner.image import fit as fit_image
 from app.captioner.pipeline import Captioner
-from runs import arguments, fit, log, weights
-from tiny import data_directory, photo
+from support.runs import arguments, fit, log, weights
+from support.tiny import data_directory, photo
 from trainer.__main__ import main
 from trainer.stages import rate_share
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tiny import photo
+from support.tiny import photo
 from trainer.__main__ import main
 from trainer.data import read_split, split_names
 

@@ -5,7 +5,7 @@ import torch
 
 from app.captioner import checkpoint, fused
 from app.captioner.pipeline import Captioner
-from tiny import data_directory, tiny_unpublished
+from support.tiny import data_directory, tiny_unpublished
 from trainer.__main__ import main
 from trainer.publish import draw_golden_image
 

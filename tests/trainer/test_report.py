@@ -13,7 +13,7 @@ from PIL import Image
 
 from app.captioner import checkpoint
 from app.captioner.captions import Caption, Word
-from tiny import data_directory, tiny_unpublished
+from support.tiny import data_directory, tiny_unpublished
 from trainer.__main__ import main
 from trainer.calibration import calibrate
 from trainer.cards import heat_map

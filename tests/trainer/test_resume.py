@@ -11,7 +11,7 @@ import torch
 import trainer.run
 from app.captioner import checkpoint
 from app.captioner.errors import CheckpointError
-from runs import fit, log, same_weights, weights
+from support.runs import fit, log, same_weights, weights
 from trainer.job import Job
 
 CACHED = "{kind='cached', epochs=2, batch_images=2}"

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from app.captioner.vocabulary import BOS, EOS, PAD, UNK, Vocabulary
-from tiny import WORDS, tiny_network
+from support.tiny import WORDS, tiny_network
 from trainer.reward import CiderD
 from trainer.selfcritical import NEVER_SAID, Samples, advantages, policy_loss, rewards, sample
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from app.captioner import checkpoint
-from runs import arguments, log, same_weights, weights
-from tiny import photo
+from support.runs import arguments, log, same_weights, weights
+from support.tiny import photo
 from trainer.__main__ import main
 from trainer.data import data_sha256, read_split
 from trainer.errors import DataError

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from app.captioner import checkpoint
-from runs import RECIPE, arguments, fit, log, same_weights, weights
+from support.runs import RECIPE, arguments, fit, log, same_weights, weights
 from trainer.__main__ import main
 from trainer.averaging import MovingAverage
 from trainer.job import Job

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from app.captioner.pipeline import Captioner
-from fake import serving
-from tiny import PLACES, SUBJECTS, photo
+from support.fake import serving
+from support.tiny import PLACES, SUBJECTS, photo
 from trainer.__main__ import main
 
 ROOT = Path(__file__).parents[2]

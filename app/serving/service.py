@@ -1,0 +1,515 @@
+"""CaptionService: the whole journey of one upload, and the life of the threads it needs.
+
+The event loop gives batches to the inference threads, one per lane of the captioner. Uploads that
+the captioner does not read there go through the decode threads before. Everything else happens on
+the loop.
+"""
+
+import asyncio
+import gc
+import hashlib
+import heapq
+import math
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import structlog
+
+from app.captioner.errors import (
+    CheckpointError,
+    DeviceFault,
+    ImageError,
+    NoDecoder,
+    OutOfMemory,
+)
+from app.captioner.forking import MOST_LANES
+from app.captioner.headers import cost_s
+from app.observability.metrics import Metrics
+from app.serving.batching import (
+    NOBODY,
+    Closed,
+    DeadlineExceeded,
+    DoesNotFit,
+    Flow,
+    MicroBatcher,
+    Overloaded,
+    OverShare,
+    Wanted,
+)
+from app.serving.decode_turns import COSTLY_S, Turn, Turns
+from app.serving.health import Health
+from app.serving.result_cache import ResultCache
+from app.settings import Settings
+
+if TYPE_CHECKING:  # the workshop brings torch, which whoever only asks for our health need not load
+    from torch import Tensor
+
+    from app.captioner.captions import Caption, Word
+    from app.captioner.decoders import Decoders
+    from app.captioner.image import Unread
+    from app.captioner.pipeline import Captioner
+
+Result = TypeVar("Result")
+OnStage = Callable[[str, float, float], None]
+_Key = tuple[tuple[str, ...], bytes]  # a checkpoint, and the sha256 of an upload
+_MOST_MISFITS = 6  # single images in a row that did not fit
+_LARGE_BYTES = 256 * 1024
+_LOOK_S = 1.0  # between two looks at the lanes
+_DECODER_S = 1  # until there may be a process to decode in again
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class _Captioned:
+    """The candidates of one image, and when the stages of its batch began and ended."""
+
+    candidates: "tuple[Caption, ...]"
+    stages: tuple[tuple[str, float, float], ...]
+
+
+def _nobody(stage: str, began_s: float, ended_s: float) -> None:
+    """Take no note of a stage."""
+
+
+class CaptionService:
+    """Captions uploads with one network.
+
+    Args:
+        load: Gives the captioner; called once, in an inference thread.
+        settings: Limits, threads and timeouts.
+        health: Told about each step of the life of the service.
+        metrics: Told about each step of the journey.
+        decoders: Where uploads are decoded that the captioner does not read in their batch; without
+            them, or where the system gives no process, in threads, where nothing can end it.
+    """
+
+    def __init__(
+        self,
+        load: "Callable[[], Captioner]",
+        *,
+        settings: Settings,
+        health: Health,
+        metrics: Metrics,
+        decoders: "Decoders | None" = None,
+    ) -> None:
+        self._load = load
+        self._settings = settings
+        self._health = health
+        self._metrics = metrics
+        self._captioner: Captioner | None = None
+        self._checkpoint: tuple[str, ...] = ()
+        self._held = 0
+        self._held_by: Counter[int | None] = Counter()
+        self._decoders = decoders
+        # Each talks to a process, and fits what comes back.
+        self._readers = ThreadPoolExecutor(
+            settings.decode_processes, thread_name_prefix="decode", initializer=_take_one_core
+        )
+        # Two requests full of costly images may wait, and leave the queue to others.
+        self._turns = Turns(settings.decode_processes, most_costly=2 * settings.max_images)
+        # One thread per lane, started when it is first needed; a lone batch has always the first.
+        self._inference = [
+            ThreadPoolExecutor(1, thread_name_prefix=f"inference-{lane}")
+            for lane in range(MOST_LANES)
+        ]
+        self._free_threads = list(range(MOST_LANES))
+        self._jobs: set[Future[Any]] = set()
+        self._starting: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
+        self._misfits = 0
+        self._batcher: MicroBatcher[Tensor | Unread, _Captioned] = MicroBatcher(
+            self._run_batch,
+            max_batch=settings.max_batch,
+            max_queue=settings.max_queue,
+            max_queue_bytes=settings.max_queue_bytes,
+            weigh=lambda image: image.nbytes,
+            watcher=metrics,
+            on_crash=self._batcher_crashed,
+        )
+        self._results: ResultCache[_Key, tuple[Caption, ...]] | None = None
+        if settings.result_cache_entries:
+            self._results = ResultCache(settings.result_cache_entries, on_lookup=metrics.looked_up)
+
+    @property
+    def captioner(self) -> "Captioner":
+        """The captioner; there is one whenever the health lets work in."""
+        if self._captioner is None:
+            raise RuntimeError("asked for the captioner before it was loaded")
+        return self._captioner
+
+    @property
+    def depth(self) -> int:
+        """How many images wait for a batch."""
+        return self._batcher.depth
+
+    @property
+    def batch_size_limit(self) -> int:
+        """How many images a batch may have now."""
+        return self._batcher.batch_size_limit
+
+    def has_room(self, caller: int | None) -> bool:
+        """Say whether one more image of this caller, of anybody for None, would be taken."""
+        return self._held < self._settings.max_queue and not self._over_share(1, caller)
+
+    def _over_share(self, images: int, caller: int | None) -> bool:
+        """Say whether a key would hold more than its share; a lone key has no share."""
+        if caller is None or len(self._settings.api_keys) < 2:
+            return False
+        return self._held_by[caller] + images > self._settings.max_queue_per_key
+
+    @property
+    def seconds_per_image(self) -> float:
+        """What an image takes at present, all lanes together."""
+        return self._batcher.seconds_per_item
+
+    # The journey
+
+    @contextmanager
+    def holding(self, images: int, caller: int | None = None) -> Iterator[None]:
+        """Charge a request, and its caller, for all its images at once, before any work.
+
+        Raises:
+            Overloaded: They do not all fit.
+            OverShare: They would fit, but not into the share of this caller.
+        """
+        if self._held + images > self._settings.max_queue:
+            raise Overloaded(self.retry_after_s())
+        if self._over_share(images, caller):
+            raise OverShare(self._settings.max_queue_per_key, self.retry_after_s())
+        self._hold(images, caller)
+        try:
+            yield
+        finally:
+            self._hold(-images, caller)
+
+    def _hold(self, images: int, caller: int | None) -> None:
+        self._held += images
+        self._held_by[caller] += images
+
+    async def caption(
+        self,
+        data: bytes,
+        deadline_s: float,
+        on_stage: OnStage = _nobody,
+        flow: Flow = NOBODY,
+    ) -> "tuple[Caption, ...]":
+        """Caption one upload.
+
+        Args:
+            data: A JPEG, PNG or WebP file.
+            deadline_s: The moment on the loop's clock after which nobody wants the answer.
+            on_stage: Told when ``decode``, ``queue``, ``encode`` and ``search`` began and ended, or
+                ``cache`` alone where the result cache spared them.
+            flow: Who it is for. What several wait for belongs to who asked first.
+
+        Returns:
+            The candidates, best first.
+
+        Raises:
+            ImageError: The upload is at fault.
+            Overloaded: The queue is full.
+            DeadlineExceeded: It took too long.
+            Closed: The service is going away.
+        """
+        if self._results is None:
+            return await self._travel(data, deadline_s, on_stage, flow)
+        return await self._recall(self._results, data, deadline_s, on_stage, flow)
+
+    def retry_after_s(self) -> int:
+        """Estimate when the images held now will be done."""
+        return self._batcher.retry_after_s(self._held)
+
+    async def _recall(
+        self,
+        results: "ResultCache[_Key, tuple[Caption, ...]]",
+        data: bytes,
+        deadline_s: float,
+        on_stage: OnStage,
+        flow: Flow,
+    ) -> "tuple[Caption, ...]":
+        """Give the candidates of the same bytes where they are known or on their way."""
+        arrived_s = time.monotonic()
+        key = (self._checkpoint, await _sha256(data))
+        stages: list[tuple[str, float, float]] = []  # filled only if this very upload travels
+
+        async def compute() -> "tuple[Caption, ...]":
+            travelled = await self._travel(
+                data, math.inf, lambda *stage: stages.append(stage), flow
+            )
+            return tuple(map(_on_its_own, travelled))
+
+        candidates = await results.get(key, compute, deadline_s)
+        for stage in stages or [("cache", arrived_s, time.monotonic())]:
+            on_stage(*stage)
+        return candidates
+
+    async def _travel(
+        self, data: bytes, deadline_s: float, on_stage: OnStage, flow: Flow
+    ) -> "tuple[Caption, ...]":
+        """Take one upload through decoding, the queue and the network."""
+        arrived_s = time.monotonic()
+        unread = self.captioner.unread(data, max_pixels=self._settings.max_pixels)
+        cost_s = 0.0 if unread else self._cost_s(data)
+        # A batch had better not wait for what is costly.
+        with self._batcher.expecting() if cost_s < COSTLY_S else nullcontext():
+            image = unread or await self._read(data, cost_s, deadline_s, self._apart(flow))
+        queued_s = time.monotonic()
+        captioned = await self._batcher.submit(image, deadline_s, flow)
+        if not unread:
+            on_stage("decode", arrived_s, queued_s)
+        on_stage("queue", queued_s, captioned.stages[0][1])
+        for stage in captioned.stages:
+            on_stage(*stage)
+        return captioned.candidates
+
+    def _cost_s(self, data: bytes) -> float:
+        """Estimate the CPU seconds of decoding, which its budget bounds."""
+        return min(cost_s(data), self._settings.decode_cpu_s)
+
+    def _apart(self, flow: Flow) -> Hashable:
+        """Give the caller where there are several to tell apart."""
+        return flow.caller if len(self._settings.api_keys) > 1 else None
+
+    async def _read(
+        self, data: bytes, cost_s: float, deadline_s: float, caller: Hashable
+    ) -> "Tensor":
+        try:
+            async with asyncio.timeout_at(deadline_s):
+                with self._metrics.decode_duration.time():
+                    return await self._read_in_turn(data, cost_s, deadline_s, caller)
+        except TimeoutError:
+            raise DeadlineExceeded from None
+        except NoDecoder:
+            raise Overloaded(_DECODER_S) from None
+        except asyncio.CancelledError:
+            self._metrics.cancelled("decode")
+            raise
+
+    async def _read_in_turn(
+        self, data: bytes, cost_s: float, deadline_s: float, caller: Hashable
+    ) -> "Tensor":
+        loop = asyncio.get_running_loop()
+        patience_s = min(deadline_s - loop.time(), self._settings.deadline_s)
+        turn = await self._turns.take(cost_s, patience_s, caller)
+        left = threading.Event()
+
+        def leave(_: "Future[Tensor]") -> None:  # in the thread: a caller may leave before
+            done = not left.is_set()
+            with suppress(RuntimeError):  # the loop is gone, and nobody waits for a turn
+                loop.call_soon_threadsafe(partial(self._turns.leave, turn, done=done))
+
+        try:
+            job = self._readers.submit(self._decode, data, turn, left)
+        except RuntimeError:  # the system gives no thread
+            self._turns.leave(turn, done=False)
+            raise NoDecoder from None
+        job.add_done_callback(leave)
+        try:
+            return await asyncio.wrap_future(job)
+        finally:
+            left.set()
+
+    def _decode(self, data: bytes, turn: Turn, left: threading.Event) -> "Tensor":
+        max_pixels = self._settings.max_pixels
+        if self._decoders is None:
+            return self.captioner.read(data, max_pixels=max_pixels)
+        decode = partial(
+            self._decoders.decode, costly=turn.costly, wanted=lambda: not left.is_set()
+        )
+        return self.captioner.read(data, max_pixels=max_pixels, decode=decode)
+
+    async def _run_batch(
+        self, images: "list[Tensor | Unread]", wanted: Wanted
+    ) -> "Sequence[_Captioned | ImageError]":
+        try:
+            others = self._held > len(images)  # they are decoded or wait
+            alone = not (others or self._batcher.expects_company)
+            captioned = await self._in_inference_thread(
+                partial(self._forward, images, wanted, alone=alone)
+            )
+        except OutOfMemory:
+            self._metrics.out_of_memory.inc()
+            self._note_misfit(len(images))
+            raise DoesNotFit from None
+        except DeviceFault as fault:
+            self._health.fail(fault.code)
+            log.exception(fault.code)
+            raise Closed from None
+        self._misfits = 0
+        return captioned
+
+    def _note_misfit(self, images: int) -> None:
+        """Give up once not even single images fit: whoever holds the memory may be ourselves."""
+        log.warning("out_of_memory", images=images)
+        self._misfits += images == 1
+        if self._misfits >= _MOST_MISFITS:
+            self._health.fail("out_of_memory")
+
+    def _forward(
+        self, images: "list[Tensor | Unread]", wanted: Wanted, *, alone: bool
+    ) -> "Sequence[_Captioned | ImageError]":
+        stages: list[tuple[str, float, float]] = []
+        refused: dict[int, ImageError] = {}
+        answers = self.captioner.caption(
+            images,
+            on_stage=lambda *stage: stages.append(stage),
+            on_refused=refused.__setitem__,
+            wanted=wanted,
+            alone=alone,
+        )
+        for stage, began_s, ended_s in stages:
+            self._metrics.computed(stage, ended_s - began_s, len(images))
+        return [
+            refused[n] if n in refused else _Captioned(candidates, tuple(stages))
+            for n, candidates in enumerate(answers)
+        ]
+
+    async def _in_inference_thread(self, job: Callable[[], Result]) -> Result:
+        def beating() -> Result:
+            with self._health.heartbeat:
+                return job()
+
+        number = heapq.heappop(self._free_threads)
+        begun = self._inference[number].submit(beating)
+        self._jobs.add(begun)
+        begun.add_done_callback(lambda job: self._end(job, number))
+        return await asyncio.wrap_future(begun)
+
+    def _end(self, job: "Future[Any]", number: int) -> None:
+        heapq.heappush(self._free_threads, number)
+        self._jobs.discard(job)
+
+    # The life
+
+    def start(self) -> None:
+        """Begin to load in the background."""
+        self._starting = asyncio.create_task(self._start(), name="load-checkpoint")
+
+    async def close(self) -> None:
+        """Answer what waits, then let go of the threads. Bounded by ``drain_timeout_s``."""
+        self._health.refuse()
+        await self._stop(self._starting, self._watching)
+        loop = asyncio.get_running_loop()
+        patience_s = self._settings.drain_timeout_s if self._health.livez().ok else 0.0
+        ends_s = loop.time() + patience_s
+        await self._batcher.close(patience_s)
+        idle = await self._wait_until_idle(ends_s - loop.time())
+        if self._decoders is not None:
+            await asyncio.to_thread(self._decoders.close)
+        self._readers.shutdown(wait=idle, cancel_futures=True)
+        for thread in self._inference:
+            thread.shutdown(wait=idle, cancel_futures=True)
+        if self._captioner is not None:
+            await asyncio.to_thread(self._captioner.close)
+        gc.unfreeze()
+
+    async def _start(self) -> None:
+        try:
+            await self._make_ready()
+        except CheckpointError as error:
+            log.error("checkpoint_refused", reason=str(error))  # noqa: TRY400 - the reason says it all
+            self._health.fail("checkpoint_refused")
+        except Exception:
+            log.exception("start_failed")
+            self._health.fail("start_failed")
+
+    async def _make_ready(self) -> None:
+        started_s = time.perf_counter()
+        if self._decoders is not None:
+            self._decoders.start()  # they import while the checkpoint is loaded
+        self._captioner = captioner = await self._in_inference_thread(self._load)
+        self._checkpoint = tuple(_identity(captioner).values())
+        self._health.warming()
+        await self._in_inference_thread(partial(captioner.warm_up, self._batch_sizes()))
+        self._decoders = await self._decoders_at_work()
+        check = captioner.check_golden
+        if self._decoders is not None:
+            check = partial(check, decode=self._decoders.decode)
+        await self._in_inference_thread(check)
+        self._metrics.checkpoint.info(_identity(captioner))
+        half = max(1, self._settings.max_batch // 2)
+        beside = half if captioner.batches_cost_alike else 1
+        self._batcher.start(min(captioner.lanes, MOST_LANES), least_beside=beside)
+        # What is here now stays: a full collection that walks all of torch would hold up every
+        # thread for a quarter of a second.
+        gc.freeze()
+        self._health.ready()
+        self._watching = asyncio.create_task(self._watch(captioner), name="watch-lanes")
+        log.info("ready", seconds=round(time.perf_counter() - started_s, 2), **_identity(captioner))
+
+    async def _decoders_at_work(self) -> "Decoders | None":
+        """Give the decode processes once there is one; None where the system gives none."""
+        if self._decoders is None:
+            return None
+        try:
+            await asyncio.to_thread(self._decoders.wait)
+        except OSError as error:
+            log.warning("no_decode_processes", reason=str(error))
+            await asyncio.to_thread(self._decoders.close)
+            return None
+        return self._decoders
+
+    async def _watch(self, captioner: "Captioner") -> None:
+        """Notice a lane that ended while nobody asked it for anything."""
+        while captioner.whole:  # noqa: ASYNC110 - processes do not say when they end
+            await asyncio.sleep(_LOOK_S)
+        self._health.fail("lane_died")
+        log.error("lane_died")
+
+    def _batch_sizes(self) -> list[int]:
+        """Give the powers of two below the largest batch, and that."""
+        largest = self._settings.max_batch
+        return [*(2**n for n in range(largest.bit_length()) if 2**n < largest), largest]
+
+    async def _stop(self, *tasks: "asyncio.Task[None] | None") -> None:
+        for task in tasks:
+            if task is not None:
+                task.cancel()
+                await asyncio.wait({task})
+
+    async def _wait_until_idle(self, timeout_s: float) -> bool:
+        """Wait for the inference threads to come to the end of their jobs; say whether they did."""
+        jobs = {asyncio.wrap_future(job) for job in list(self._jobs)}
+        if not jobs:
+            return True
+        _, late = await asyncio.wait(jobs, timeout=max(0.0, timeout_s))
+        return not late
+
+    def _batcher_crashed(self, error: BaseException) -> None:
+        log.error("batcher_crashed", exc_info=error)
+        self._health.fail("batcher_crashed")
+
+
+def _take_one_core() -> None:
+    """Let a decode thread use one core: the pool is how several images are decoded at once."""
+    from app.captioner.device import take_one_core  # noqa: PLC0415 - brings torch
+
+    take_one_core()
+
+
+def _identity(captioner: "Captioner") -> dict[str, str]:
+    public = captioner.manifest.public()
+    return {key: str(public[key]) for key in ("name", "version", "sha256")}
+
+
+async def _sha256(data: bytes) -> bytes:
+    if len(data) < _LARGE_BYTES:
+        return hashlib.sha256(data).digest()
+    # The loop has probes to answer.
+    return await asyncio.to_thread(lambda: hashlib.sha256(data).digest())
+
+
+def _on_its_own(caption: "Caption") -> "Caption":
+    """Copy the attention: it is a view of the whole batch's, all of which would be kept."""
+    return replace(caption, words=tuple(map(_word_on_its_own, caption.words)))
+
+
+def _word_on_its_own(word: "Word") -> "Word":
+    return word if word.attention is None else word._replace(attention=word.attention.copy())

@@ -1,0 +1,1 @@
+"""Requests in, answers out: HTTP from the connection to the JSON."""

@@ -1,0 +1,191 @@
+"""Admission: what a request must satisfy before anything below sees it. Pure ASGI.
+
+Order: key, readiness, encoding, declared length, patience, room; then the body is read,
+counted and timed.
+FastAPI would read the whole upload before a dependency could look at the key, Starlette bounds no
+file part, and uvicorn waits for a body for ever.
+"""
+
+import asyncio
+import math
+from collections.abc import Callable
+from functools import partial
+
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from app.observability.metrics import Metrics
+from app.serving.batching import DeadlineExceeded, Overloaded
+from app.serving.health import NotReady
+from app.settings import Settings
+from app.web import problems
+from app.web.auth import Keys
+from app.web.body import BufferedBody, Disconnected, answer_while_connected, counted_body, lingering
+from app.web.inflight import Entry, Inflight
+from app.web.problems import (
+    BodyTooLarge,
+    EncodedBody,
+    InvalidRequest,
+    MalformedBody,
+    RequestError,
+    SlowBody,
+    TooManyRequests,
+)
+
+# Everything else is guarded: a new route is safe before somebody thinks about it.
+OPEN_PATHS = frozenset(
+    {"/livez", "/startupz", "/readyz", "/healthz", "/metrics", "/docs", "/openapi.json"}
+)
+
+
+class Admission:
+    """ASGI layer in front of every guarded path.
+
+    Args:
+        app: What is guarded.
+        settings: The limits.
+        check_accepting: Raises NotReady while the service takes no work.
+        retry_after_s: Estimates when there will be room.
+        has_room: Says whether one more image of a key, of anybody for None, would be taken.
+        seconds_per_image: What an image takes at present, all lanes together.
+        metrics: Told about what is in flight and who is turned away.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        settings: Settings,
+        check_accepting: Callable[[], None],
+        retry_after_s: Callable[[], int],
+        has_room: Callable[[int | None], bool],
+        seconds_per_image: Callable[[], float],
+        metrics: Metrics,
+    ) -> None:
+        self.app = app
+        self._settings = settings
+        self._keys = Keys(settings.api_keys)
+        self._check_accepting = check_accepting
+        self._retry_after_s = retry_after_s
+        self._has_room = has_room
+        self._seconds_per_image = seconds_per_image
+        self._metrics = metrics
+        self._inflight = Inflight(settings, retry_after_s=retry_after_s, metrics=metrics)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http" or _is_open(scope):
+            await self.app(scope, receive, send)
+            return
+        try:
+            entry = self._admit(scope)
+            scope["state"]["deadline_s"] = entry.deadline_s
+            scope["state"]["caller"] = entry.key
+            with self._inflight.entering(entry):
+                body = BufferedBody(await self._read_body(receive, entry))
+                await answer_while_connected(self.app, scope, body, receive, send)
+        except Disconnected:
+            scope["state"]["outcome"] = "client_closed"
+        except _Refused as refused:
+            await self._refuse(refused.reason, scope, receive, send)
+
+    def _admit(self, scope: Scope) -> Entry:
+        """Check what the headers tell."""
+        headers = Headers(scope=scope)
+        try:
+            key = self._keys.check(headers)
+            self._check_accepting()
+            _check_encoding(headers)
+            declared_bytes = _declared_bytes(
+                headers, scope["method"], self._settings.max_upload_bytes
+            )
+            patience_s = min(self._settings.deadline_s, _asked_timeout_s(headers))
+            if scope["method"] == "POST":
+                self._check_wait(key, patience_s)
+        except (RequestError, NotReady, Overloaded) as reason:
+            raise _Refused(reason) from None
+        return Entry(key, declared_bytes, scope["state"]["arrived_s"] + patience_s)
+
+    def _check_wait(self, key: int | None, patience_s: float) -> None:
+        """Turn away at the door who finds no room or would wait too long.
+
+        A body read in vain costs the others. One batch may always enter, or a single slow one would
+        close the door for good.
+        """
+        ahead = self._inflight.ahead_of(key)
+        wait_s = (ahead + 1) * self._seconds_per_image()
+        late = ahead >= self._settings.max_batch and wait_s > patience_s / 2
+        if late or not self._has_room(None):
+            raise Overloaded(self._retry_after_s())
+        if not self._has_room(key):
+            raise TooManyRequests(self._settings.max_queue_per_key, self._retry_after_s())
+
+    async def _read_body(self, receive: Receive, entry: Entry) -> bytes:
+        limit, arrived = self._settings.max_upload_bytes, partial(self._inflight.arrived, entry)
+        slow_s = asyncio.get_running_loop().time() + self._settings.body_timeout_s
+        try:
+            with self._inflight.uploading(entry, min(slow_s, entry.deadline_s)) as reading:
+                async with reading:
+                    return await counted_body(receive, limit, arrived)
+        except TimeoutError:
+            slow = entry.made_room or slow_s <= entry.deadline_s
+            raise _Refused(SlowBody() if slow else DeadlineExceeded()) from None
+        except (RequestError, Overloaded) as reason:
+            raise _Refused(reason) from None
+
+    async def _refuse(self, reason: Exception, scope: Scope, receive: Receive, send: Send) -> None:
+        self._metrics.rejected.labels(problems.problem_type_of(reason).code).inc()
+        answer = problems.response(reason, scope, headers={"connection": "close"})
+        await answer(scope, receive, lingering(receive, send))
+
+
+def _is_open(scope: Scope) -> bool:
+    """Say whether a path needs no key.
+
+    Raises:
+        HTTPException: 404, for an open path that is not written plainly: a balancer that hides
+            ``/metrics`` may not know ``/%6detrics``.
+    """
+    path: str = scope["path"]
+    if path in OPEN_PATHS and scope.get("raw_path") not in (None, path.encode()):
+        raise HTTPException(404)
+    return path in OPEN_PATHS
+
+
+class _Refused(Exception):
+    """A request is turned away with its body unread."""
+
+    def __init__(self, reason: Exception) -> None:
+        super().__init__()
+        self.reason = reason
+
+
+def _check_encoding(headers: Headers) -> None:
+    if headers.get("content-encoding", "identity").strip().lower() != "identity":
+        raise EncodedBody
+
+
+def _declared_bytes(headers: Headers, method: str, limit: int) -> int | None:
+    """Give the declared length, None where there is none and may be a body."""
+    declared = headers.get("content-length")
+    if declared is None:
+        return 0 if method in {"GET", "HEAD"} else None
+    if not (declared.isascii() and declared.isdigit()):
+        raise MalformedBody
+    if len(declared) > 15 or int(declared) > limit:
+        raise BodyTooLarge(limit)
+    return int(declared)
+
+
+def _asked_timeout_s(headers: Headers) -> float:
+    """Give the seconds the caller is ready to wait; without the header, any number."""
+    asked = headers.get("x-request-timeout", "inf")
+    try:
+        timeout_s = float(asked)
+    except ValueError:
+        timeout_s = math.nan
+    if not timeout_s > 0:
+        message = "Input should be a number of seconds above 0"
+        raise InvalidRequest([{"loc": ["x-request-timeout"], "msg": message}])
+    return timeout_s

@@ -1,0 +1,208 @@
+"""The routes: a request in, captions or a problem out."""
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.datastructures import State
+from starlette.types import Receive, Scope, Send
+
+from app.observability.metrics import Metrics
+from app.serving.batching import Closed, DeadlineExceeded, Flow, Overloaded
+from app.serving.health import Health, NotReady, Report
+from app.serving.service import CaptionService, OnStage
+from app.settings import Settings
+from app.web import answers, forms, problems
+from app.web.forms import Upload, Wanted
+from app.web.problems import InvalidRequest
+from app.web.schemas import (
+    PARAMETERS,
+    REQUEST_BODY,
+    CaptionResponse,
+    CheckpointList,
+    HealthReport,
+    Options,
+)
+
+if TYPE_CHECKING:
+    from app.web.answers import Outcome
+
+
+class _Direct(APIRoute):
+    """A route whose function takes the request and gives the response, with nothing in between.
+
+    What the framework would do there, for parameters, models and open files that no function here
+    has, takes a tenth of what HTTP costs.
+    """
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["method"] not in (self.methods or ()):
+            await super().handle(scope, receive, send)  # says which it may have
+            return
+        response: Response = await self.endpoint(Request(scope, receive, send))
+        await response(scope, receive, send)
+
+
+router = APIRouter(route_class=_Direct)
+
+_WHOLE_REQUEST = (Overloaded, NotReady, Closed, DeadlineExceeded)  # not the fault of one image
+_CAPTION_PROBLEMS = (
+    "malformed_request", "head_too_large", "malformed_body", "unauthorized", "slow_body",
+    "body_too_large", "too_many_pixels",
+    "unsupported_encoding", "unsupported_media_type", "unsupported_image", "undecodable_image",
+    "too_costly", "too_many_images", "invalid_request", "too_many_requests", "internal_error",
+    "overloaded", "not_ready", "deadline_exceeded",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class AppState:
+    """What the routes need; ``main`` makes one and keeps it in ``app.state.app_state``."""
+
+    settings: Settings
+    service: CaptionService
+    health: Health
+    metrics: Metrics
+
+
+def _app_state(request: Request) -> AppState:
+    """Give the state; as a dependency it would cost every request a tenth of a millisecond."""
+    app_state: AppState = request.app.state.app_state
+    return app_state
+
+
+# Captions
+
+
+@router.post(
+    "/v1/captions",
+    summary="Caption images",
+    description="One to many images in, for each a sentence out, in the same order.",
+    response_model=CaptionResponse,
+    responses=problems.openapi_responses(*_CAPTION_PROBLEMS),
+    openapi_extra={"requestBody": REQUEST_BODY, "parameters": PARAMETERS},
+)
+async def caption_images(request: Request) -> Response:
+    """Answer ``POST /v1/captions``."""
+    app_state = _app_state(request)
+    wanted = await forms.read(request, app_state.settings.max_images)
+    _check_n_best(wanted.options, app_state.service)
+    with app_state.service.holding(len(wanted.uploads), request.state.caller):
+        outcomes = await _outcomes(wanted, request.state, app_state)
+    return await answers.as_json(wanted, outcomes, request.state.request_id, app_state.service)
+
+
+def _check_n_best(options: Options, service: CaptionService) -> None:
+    beam_width = service.captioner.manifest.search.beam_width
+    if options.n_best > beam_width:
+        message = f"Input should be at most the beam width, {beam_width}"
+        raise InvalidRequest([{"loc": ["n_best"], "msg": message}])
+
+
+async def _outcomes(wanted: Wanted, state: State, app_state: AppState) -> "list[Outcome]":
+    flow = Flow(state.caller, object())
+    journeys = [
+        _outcome(app_state.service, upload, state.deadline_s, state.stages.of(image), flow)
+        for image, upload in enumerate(wanted.uploads)
+    ]
+    if len(journeys) == 1:  # it needs no task
+        outcomes = [await journeys[0]]
+    else:
+        outcomes = await asyncio.gather(*journeys)
+    _count(outcomes, app_state.metrics)
+    _raise_what_concerns_all(outcomes)
+    return outcomes
+
+
+async def _outcome(
+    service: CaptionService, upload: Upload, deadline_s: float, on_stage: OnStage, flow: Flow
+) -> "Outcome":
+    """Give the captions of one upload, or what went wrong with it: the others go on."""
+    try:
+        return await service.caption(upload.data, deadline_s, on_stage, flow)
+    except Exception as error:  # noqa: BLE001 - becomes this image's problem or the request's
+        return error
+
+
+def _count(outcomes: "list[Outcome]", metrics: Metrics) -> None:
+    for outcome in outcomes:
+        code = problems.problem_type_of(outcome).code if isinstance(outcome, Exception) else "ok"
+        metrics.images.labels(code).inc()
+
+
+def _raise_what_concerns_all(outcomes: "list[Outcome]") -> None:
+    """A lone image's problem is the request's; so is one that is no image's fault."""
+    for outcome in outcomes:
+        if isinstance(outcome, Exception) and (
+            len(outcomes) == 1 or isinstance(outcome, _WHOLE_REQUEST)
+        ):
+            raise outcome
+
+
+# What is served, and how it is
+
+
+@router.get(
+    "/v1/models",
+    summary="List the checkpoints served",
+    response_model=CheckpointList,
+    responses=problems.openapi_responses(
+        "unauthorized", "invalid_request", "too_many_requests", "overloaded", "not_ready"
+    ),
+)
+async def list_checkpoints(request: Request) -> Response:
+    """Answer ``GET /v1/models``."""
+    served = CheckpointList(models=[_app_state(request).service.captioner.manifest.public()])
+    return Response(served.model_dump_json(), media_type="application/json")
+
+
+def _probe(report: Report) -> JSONResponse:
+    return JSONResponse(
+        {"status": report.status, "reason": report.reason},
+        status_code=200 if report.ok else 503,
+        headers={"cache-control": "no-store"},
+    )
+
+
+_PROBE_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {"model": HealthReport, "description": "Yes."},
+    503: {"model": HealthReport, "description": "No; the reason says why."},
+}
+
+
+@router.get("/livez", summary="Is it alive?", responses=_PROBE_RESPONSES)
+async def livez(request: Request) -> JSONResponse:
+    """Answer ``GET /livez``."""
+    return _probe(_app_state(request).health.livez())
+
+
+@router.get("/startupz", summary="Has it started?", responses=_PROBE_RESPONSES)
+async def startupz(request: Request) -> JSONResponse:
+    """Answer ``GET /startupz``."""
+    return _probe(_app_state(request).health.startupz())
+
+
+@router.get("/healthz", summary="The same as /readyz", responses=_PROBE_RESPONSES)
+@router.get("/readyz", summary="Should work come here?", responses=_PROBE_RESPONSES)
+async def readyz(request: Request) -> JSONResponse:
+    """Answer ``GET /readyz`` and ``GET /healthz``."""
+    return _probe(_app_state(request).health.readyz())
+
+
+@router.get(
+    "/metrics",
+    summary="Prometheus metrics",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+)
+async def metrics(request: Request) -> Response:
+    """Answer ``GET /metrics``."""
+    return Response(
+        generate_latest(_app_state(request).metrics.registry),
+        headers={"content-type": CONTENT_TYPE_LATEST, "cache-control": "no-store"},
+    )

@@ -1,0 +1,1 @@
+"""What tests share: fakes, tiny real things, sockets and processes."""
