@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 
-from support.processes import is_running, wants_proc
+from support.processes import ends, wants_proc
 
 HANGS = """
 import os, signal, subprocess, sys, threading, time
@@ -39,7 +39,7 @@ def test_an_end_that_takes_too_long_is_cut_short_and_the_log_says_what_hung():
     assert told["event"] == "end_took_too_long"
     assert "hangs" in told["threads"]
     assert (pid, "T") in [(process["pid"], process["state"]) for process in told["processes"]]
-    assert not is_running(pid)
+    assert ends(pid)
 
 
 def test_what_hangs_after_the_drain_does_not_change_the_exit_code():
@@ -51,11 +51,11 @@ def test_what_hangs_after_the_drain_does_not_change_the_exit_code():
 def test_last_words_that_hang_are_cut_short_too():
     code, pid, _ = run("from app.serving.ending import leave\nleave(7, lambda: time.sleep(3600))\n")
     assert code == 7
-    assert not is_running(pid)
+    assert ends(pid)
 
 
 @wants_proc
 def test_last_words_that_fail_change_nothing():
     code, pid, _ = run("from app.serving.ending import leave\nleave(7, 5)\n")
     assert code == 7
-    assert not is_running(pid)
+    assert ends(pid)

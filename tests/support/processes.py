@@ -1,5 +1,6 @@
 """Other processes, as Linux tells of them."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,14 @@ wants_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="lo
 def is_running(pid):
     """Say whether a process lives; one that has ended and that nobody asked about does not."""
     return _state_and_parent(pid)[0] not in ("", "Z")
+
+
+def ends(pid):
+    """Say whether a process that was killed ends within a minute; it closes its files before."""
+    ends_s = time.monotonic() + 60
+    while is_running(pid) and time.monotonic() < ends_s:
+        time.sleep(0.001)
+    return not is_running(pid)
 
 
 def descendants(pid):
