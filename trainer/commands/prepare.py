@@ -9,19 +9,13 @@ from app.captioner.manifest import ImageGeometry
 from app.captioner.vocabulary import tokenise
 from trainer.checks.diagnosis import diagnose
 from trainer.data.arrays import fitted_images
-from trainer.data.flickr8k import Split, check_counts, data_sha256, read_split, split_names
+from trainer.data.flickr8k import Split, check_counts, read_split, split_names
 from trainer.data.records import Keys
 from trainer.data.sharding import write_shards
 from trainer.errors import DataError
 from trainer.importing.formats import READERS, kind_of, read_source
-from trainer.importing.layout_writer import (
-    DEV_SHARE,
-    gather,
-    renamed_splits,
-    split_items,
-    unused_files,
-    write_layout,
-)
+from trainer.importing.import_rows import import_rows
+from trainer.importing.splitting import DEV_SHARE
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -81,19 +75,10 @@ def _import(args: argparse.Namespace) -> int:
     _refuse_incomplete(args)
     kind = args.format or kind_of(args.source)
     print(f"{args.source} is read as {kind}")
-    rows = read_source(args.source, kind, Keys(args.image_key, args.caption_key, args.split_key))
-    items = gather(rows, args.images)
-    by_chance = items[0].split is None
-    if not by_chance and (args.dev_share, args.seed) != (None, None):
-        raise DataError(f"{args.source} has its own splits: leave out --dev-share and --seed")
-    share = DEV_SHARE if args.dev_share is None else args.dev_share
-    splits = split_items(items, dev_share=share, seed=1 if args.seed is None else args.seed)
-    write_layout(splits, args.out)
-    how = f"split by chance, dev share {share:g}" if by_chance else "split as in the source"
-    for line in [*unused_files(rows, args.images), *renamed_splits(rows), how]:
-        print(line)
-    for name, of in splits.items():
-        print(f"{name}: {len(of)} images, {sum(len(item.captions) for item in of)} captions")
+    keys = Keys(args.image_key, args.caption_key, args.split_key)
+    rows = read_source(args.source, kind, keys)
+    report = import_rows(rows, args.images, args.out, dev_share=args.dev_share, seed=args.seed)
+    print("\n".join(report))
     return diagnose(args.out)
 
 
@@ -116,5 +101,5 @@ def _describe(split: Split) -> str:
     return (
         f"{split.name}: {len(split.examples)} images, {len(captions)} captions of {mean:.1f} "
         f"words, {len(words)} words, {frequent} of them at least 5 times, "
-        f"sha256 {data_sha256(split)[:12]}"
+        f"sha256 {split.sha256[:12]}"
     )

@@ -20,7 +20,7 @@ from app.captioner import image
 from app.captioner.errors import ImageError
 from app.captioner.manifest import ImageGeometry
 from app.captioner.network import Encoder
-from trainer.data.flickr8k import Example, Split, data_sha256
+from trainer.data.flickr8k import Example, Split
 from trainer.data.pixels import MAX_PIXELS
 from trainer.data.shards import Member
 from trainer.errors import DataError
@@ -37,7 +37,7 @@ def fitted_images(split: Split, geometry: ImageGeometry, cache: Path) -> npt.NDA
     Raises:
         DataError: an image cannot be read; the message names it.
     """
-    about = {"images": data_sha256(split), "geometry": geometry.model_dump()}
+    about = {"images": split.sha256, "geometry": geometry.model_dump()}
     shape = (len(split.examples), 3, geometry.size_px, geometry.size_px)
 
     def fill(array: npt.NDArray[Any]) -> None:
@@ -103,7 +103,7 @@ def encoded_features(
         float16 ``(N, R, D)``, mapped from the cache, read only.
     """
     about = {
-        "images": data_sha256(split),
+        "images": split.sha256,
         "size_px": images_N3SS.shape[-1],
         "encoder": encoder_sha256(encoder),
     }

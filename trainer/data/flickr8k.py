@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from trainer.data.shards import Member, read_shard, shards_of
@@ -53,6 +54,25 @@ class Split:
     name: str
     examples: tuple[Example, ...]
     sharded: bool = False
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash what training sees: names, captions and the bytes of the images, in order.
+
+        Computed when first asked for. The bytes are then read in full, about a gigabyte for the
+        original Flickr8k: a picture that was resized or damaged keeps its name, and may keep its
+        size, but trains another network. The directory and the split's name are left out, so the
+        same data gives the same hash anywhere, in shards too. There the hash that lies beside an
+        image is taken at its word.
+
+        Returns:
+            64 hexadecimal digits.
+        """
+        digest = hashlib.sha256()
+        for example in self.examples:
+            pixels = _sha256(example.path)
+            digest.update(json.dumps([example.image, example.captions, pixels]).encode() + b"\n")
+        return digest.hexdigest()
 
 
 def read_split(directory: Path, split: str, *, images: str | None = None) -> Split:
@@ -149,24 +169,6 @@ def check_counts(directory: Path, *, images: str | None = None) -> list[str]:
         *_absent_findings({split.name for split in splits}),
         *(finding for split in splits for finding in _split_findings(split)),
     ]
-
-
-def data_sha256(split: Split) -> str:
-    """Hash what training sees of a split: names, captions and the bytes of the images, in order.
-
-    The bytes are read in full, about a gigabyte for the original Flickr8k: a picture that was
-    resized or damaged keeps its name, and may keep its size, but trains another network. The
-    directory and the split's name are left out, so the same data gives the same hash anywhere, in
-    shards too. There the hash that lies beside an image is taken at its word.
-
-    Returns:
-        64 hexadecimal digits.
-    """
-    digest = hashlib.sha256()
-    for example in split.examples:
-        pixels = _sha256(example.path)
-        digest.update(json.dumps([example.image, example.captions, pixels]).encode() + b"\n")
-    return digest.hexdigest()
 
 
 def _sha256(path: Path | Member) -> str:

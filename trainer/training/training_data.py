@@ -7,7 +7,7 @@ from typing import Any
 
 from app.captioner.vocabulary import Vocabulary, tokenise
 from trainer.data.arrays import Images, squares
-from trainer.data.flickr8k import Split, data_sha256, read_split
+from trainer.data.flickr8k import Split, read_split
 from trainer.errors import TrainerError
 from trainer.training.batches import Captions
 from trainer.training.recipe import Recipe
@@ -63,4 +63,4 @@ def _vocabulary(recipe: Recipe, train: Split, directory: Path) -> Vocabulary:
 
 def _about(split: Split) -> dict[str, Any]:
     captions = sum(len(example.captions) for example in split.examples)
-    return {"images": len(split.examples), "captions": captions, "sha256": data_sha256(split)}
+    return {"images": len(split.examples), "captions": captions, "sha256": split.sha256}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.data.flickr8k import check_counts, data_sha256, read_split
+from trainer.data.flickr8k import check_counts, read_split
 from trainer.errors import DataError
 
 SHARED = Path(__file__).parents[4] / "shared" / "flickr8k"
@@ -189,21 +189,19 @@ def test_check_counts_refuses_a_directory_without_lists(tmp_path):
 
 def test_the_hash_is_of_the_data_and_not_of_the_place(directory, tmp_path):
     elsewhere = lay_out(tmp_path / "copy", folder="Flickr8k_Dataset", train=["b.jpg", "a.jpg"])
-    assert data_sha256(read_split(directory, "train")) == data_sha256(
-        read_split(elsewhere, "train")
-    )
+    assert read_split(directory, "train").sha256 == read_split(elsewhere, "train").sha256
 
 
 @pytest.mark.parametrize("change", ["pixels", "caption", "order"])
 def test_the_hash_sees_every_change(directory, change):
-    before = data_sha256(read_split(directory, "train"))
+    before = read_split(directory, "train").sha256
     if change == "pixels":
         (directory / "Flicker8k_Dataset" / "a.jpg").write_bytes(b"pixels of A.jpg")
     elif change == "caption":
         append(directory / "Flickr8k.token.txt", "a.jpg#7\tOne more .\n")
     else:
         (directory / "Flickr_8k.trainImages.txt").write_text("a.jpg\nb.jpg\n")
-    assert data_sha256(read_split(directory, "train")) != before
+    assert read_split(directory, "train").sha256 != before
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="Flickr8k is not here")

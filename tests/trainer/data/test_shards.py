@@ -11,7 +11,7 @@ from app.captioner import checkpoint
 from runs import arguments, log, same_weights, weights
 from tiny import photo
 from trainer.__main__ import main
-from trainer.data.flickr8k import data_sha256, read_split
+from trainer.data.flickr8k import read_split
 from trainer.errors import DataError
 
 ONE_EPOCH = ("stages.0.epochs=1", "stages.1.epochs=1")
@@ -60,7 +60,7 @@ def test_a_hash_beside_an_image_spares_reading_it(place):
         for example in sharded.examples:
             content = content.replace(example.path.read_bytes(), bytes(example.path.size_bytes))
         path.write_bytes(content)
-    assert data_sha256(sharded) == data_sha256(whole)
+    assert sharded.sha256 == whole.sha256
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_shards_written_elsewhere_are_read(tmp_path, members):
     assert second.image.lower() == "train-01.tar/a.jpg"
     assert first.captions == ("A dog .",)
     assert first.path.read_bytes() == b"pixels"
-    assert len(data_sha256(read_split(tmp_path, "train"))) == 64
+    assert len(read_split(tmp_path, "train").sha256) == 64
 
 
 NAMED = json.dumps({"image": "a.jpg", "captions": ["A dog ."]}).encode()
