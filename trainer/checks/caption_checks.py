@@ -7,7 +7,7 @@ from app.captioner.vocabulary import tokenise
 from trainer.checks.directory_scan import Survey
 from trainer.checks.findings import Finding, count_images, some
 
-WORD_AT_LEAST = 5  # the default of a recipe's vocabulary.at_least
+MIN_COUNT = 5  # the default of a recipe's vocabulary.min_count
 LONG_WORDS = 20  # the default of a recipe's vocabulary.max_words
 GLUED_WORDS = 50
 
@@ -43,14 +43,14 @@ def long_captions(found: Survey) -> Iterator[Finding]:
 def few_words(found: Survey) -> Iterator[Finding]:
     """Words that occur too rarely to be learned."""
     counts = Counter(word for _, text in _training_captions(found) for word in tokenise(text))
-    frequent = sum(count >= WORD_AT_LEAST for count in counts.values())
-    unknown = sum(count for count in counts.values() if count < WORD_AT_LEAST)
+    frequent = sum(count >= MIN_COUNT for count in counts.values())
+    unknown = sum(count for count in counts.values() if count < MIN_COUNT)
     if counts and (frequent < 100 or unknown * 10 > counts.total()):
         yield Finding(
             "note",
-            f"of {len(counts)} words in train {frequent} occur at least {WORD_AT_LEAST} times; the "
+            f"of {len(counts)} words in train {frequent} occur at least {MIN_COUNT} times; the "
             f"others make up {100 * unknown / counts.total():.0f} % of the text",
-            "write more captions, or lower vocabulary.at_least in the recipe",
+            "write more captions, or lower vocabulary.min_count in the recipe",
         )
 
 

@@ -158,7 +158,7 @@ def _cached(
     dtype: Any,
     fill: Callable[[npt.NDArray[Any]], None],
 ) -> npt.NDArray[Any]:
-    """Map an array that exists, or fill it under another name first, so a kill leaves no half."""
+    """Map an array that exists, or fill it under another name first and then rename it."""
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
     path = cache / f"{kind}-{key}.npy"
     if not path.exists():

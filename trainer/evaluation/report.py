@@ -85,22 +85,17 @@ def page(evaluation: Evaluation) -> str:
 
 
 def _score_part(evaluation: Evaluation) -> str:
-    scores, habits = evaluation.scores, evaluation.scores.habits
+    scores = evaluation.scores
     found = [(title, getattr(scores, name)) for name, title in zip(METRICS, TITLES, strict=True)]
     rows = "".join(
         f"<tr><td>{title}<td>{each.value:.4f}<td>{each.low:.4f} to {each.high:.4f}"
         for title, each in found
     )
-    copied = habits.copied_percent
     return (
         f"<h2>Scores</h2><table><tr><th>metric<th>value<th>95 % interval{rows}</table>"
         f"<p>{scores.images} images, tokeniser {escape(scores.tokeniser)}, "
         f"{escape(scores.scorer)}; {escape(str(evaluation.captioner.manifest.search))}.</p>"
-        f"<p>{habits.distinct_captions} distinct captions, {habits.words_used} words used, "
-        f"{habits.mean_length_words:.1f} words per caption, bad endings "
-        f"{habits.bad_endings_percent:.1f} %"
-        + ("" if copied is None else f", copied from training {copied:.1f} %")
-        + ".</p>"
+        f"<p>{scores.caption_statistics.as_text()}.</p>"
     )
 
 

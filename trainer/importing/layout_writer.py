@@ -14,7 +14,7 @@ from trainer.importing.items import Item
 
 
 def write_layout(splits: Mapping[str, list[Item]], out: Path) -> None:
-    """Write the official layout, under another name until it is whole."""
+    """Write the official layout, under another name until it is complete."""
     unfinished = out.with_name(out.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     folder = unfinished / IMAGE_FOLDERS[0]

@@ -25,10 +25,10 @@ def split_items(items: list[Item], *, dev_share: float, seed: int) -> dict[str, 
     if len(groups) < 2:
         raise DataError(f"expected at least 2 different images to split, got {len(groups)}: add")
     shuffled = sorted(groups, key=lambda key: hashlib.sha256(f"{seed} {key}".encode()).digest())
-    wanted = max(1, round(dev_share * len(items)))
+    dev_images = max(1, round(dev_share * len(items)))
     chosen: set[str] = set()
     for key in shuffled[:-1]:
-        if sum(len(groups[each]) for each in chosen) >= wanted:
+        if sum(len(groups[each]) for each in chosen) >= dev_images:
             break
         chosen.add(key)
     dev = {item.name for key in chosen for item in groups[key]}

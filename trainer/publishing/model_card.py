@@ -58,7 +58,8 @@ def _score_table(split: str, values: dict[str, Any]) -> str:
         f"{values[name]['low']:.3f} to {values[name]['high']:.3f} |"
         for name in metrics
     ]
-    habits = ", ".join(f"{name} {_short(value)}" for name, value in values["habits"].items())
+    statistics = values.get("caption_statistics") or values["habits"]  # the name before 0.2.0
+    counts = ", ".join(f"{name} {_short(value)}" for name, value in statistics.items())
     origin = f"{values['images']} images, tokeniser {values['tokeniser']}, {values['scorer']}"
     return "\n".join(
         [
@@ -66,7 +67,7 @@ def _score_table(split: str, values: dict[str, Any]) -> str:
             "| metric | value | 95 % interval |",
             "|---|---|---|",
             *rows,
-            f"\n{habits}",
+            f"\n{counts}",
         ]
     )
 

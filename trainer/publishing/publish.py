@@ -74,7 +74,7 @@ def _rule(wrong: ErrorDetails) -> str:
 
 
 def _golden(published: Checkpoint, drawn: bytes) -> Golden:
-    """Ask the network as it will be loaded, in half precision, what it sees."""
+    """Ask the network as it will be loaded, in float16, what it sees."""
     with tempfile.TemporaryDirectory() as folder:
         rounded = Path(folder) / "rounded"
         checkpoint.save(rounded, published)

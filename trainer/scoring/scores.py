@@ -11,34 +11,11 @@ from typing import Any
 
 from app.captioner.vocabulary import TOKENISER, tokenise
 from trainer.errors import ScoringError
+from trainer.scoring.caption_statistics import CaptionStatistics, caption_statistics
 from trainer.scoring.metrics import METRICS, RESAMPLES, SEED, Estimate, ciders, estimates
 from trainer.scoring.special_tokens import refuse_markers
 
-BAD_ENDINGS = frozenset(
-    {"a", "an", "the", "in", "for", "at", "of", "with", "before", "after", "on", "upon", "near"}
-    | {"to", "is", "are", "am", "and"}
-)
 TITLES = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr")
-
-
-@dataclass(frozen=True)
-class Habits:
-    """How the candidates are worded, scores aside: enough to see when they are degenerate.
-
-    Attributes:
-        distinct_captions: number of different captions after tokenisation.
-        words_used: number of different words in all captions.
-        mean_length_words: words per caption.
-        bad_endings_percent: captions that end in one of `BAD_ENDINGS`, 0 to 100.
-        copied_percent: captions that stand word for word in the training set, 0 to 100;
-            None where no training captions were given.
-    """
-
-    distinct_captions: int
-    words_used: int
-    mean_length_words: float
-    bad_endings_percent: float
-    copied_percent: float | None
 
 
 @dataclass(frozen=True)
@@ -60,7 +37,7 @@ class Scores:
     bleu_4: Estimate
     rouge_l: Estimate
     cider: Estimate
-    habits: Habits
+    caption_statistics: CaptionStatistics
 
     def as_dict(self) -> dict[str, Any]:
         """Give plain numbers, strings and dictionaries, ready for JSON."""
@@ -79,7 +56,7 @@ class Scores:
                 "",
                 f"{self.images} images, tokeniser {self.tokeniser}, {self.scorer}",
                 f"interval: bootstrap over images, {RESAMPLES} resamples, seed {SEED}",
-                _habits_text(self.habits),
+                self.caption_statistics.as_text(),
             ]
         )
 
@@ -121,6 +98,7 @@ def score(
     _refuse_wordless(expected)
     found = estimates(said, expected)
     captions = [said[image][0] for image in images]
+    known = None if training is None else [_words(text) for text in training]
     return Scores(
         images=len(images),
         tokeniser=TOKENISER,
@@ -131,7 +109,7 @@ def score(
         bleu_4=found["bleu_4"],
         rouge_l=found["rouge_l"],
         cider=found["cider"],
-        habits=_habits(captions, training),
+        caption_statistics=caption_statistics(captions, known),
     )
 
 
@@ -154,35 +132,8 @@ def _words(text: str) -> str:
     return " ".join(tokenise(text))
 
 
-def _habits(captions: Sequence[str], training: Iterable[str] | None) -> Habits:
-    words = [caption.split() for caption in captions]
-    known = None if training is None else {_words(text) for text in training}
-    return Habits(
-        distinct_captions=len(set(captions)),
-        words_used=len({word for caption in words for word in caption}),
-        mean_length_words=sum(map(len, words)) / len(words),
-        bad_endings_percent=_percent(not BAD_ENDINGS.isdisjoint(each[-1:]) for each in words),
-        copied_percent=None if known is None else _percent(each in known for each in captions),
-    )
-
-
-def _percent(answers: Iterable[bool]) -> float:
-    counted = list(answers)
-    return 100 * sum(counted) / len(counted)
-
-
 def _row(title: str, estimate: Estimate) -> str:
     return f"{title:<9}{estimate.value:>6.4f}   {estimate.low:.4f} to {estimate.high:.4f}"
-
-
-def _habits_text(habits: Habits) -> str:
-    copied = habits.copied_percent
-    return (
-        f"{habits.distinct_captions} distinct captions, {habits.words_used} words used, "
-        f"{habits.mean_length_words:.1f} words per caption, "
-        f"bad endings {habits.bad_endings_percent:.1f} %"
-        + ("" if copied is None else f", copied from training {copied:.1f} %")
-    )
 
 
 def _refuse_mismatch(

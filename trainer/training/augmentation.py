@@ -11,10 +11,10 @@ from torchvision.transforms.v2 import functional as TF
 
 
 @dataclass(frozen=True)
-class Look:
-    """How an image is shown in one step: cropped, perhaps mirrored, tinted.
+class AugmentationParams:
+    """How an image is augmented in one step: cropped, perhaps mirrored, tinted.
 
-    It is drawn apart from the pixels: ranks draw the looks of all images, and work on their own.
+    They are drawn apart from the pixels: ranks draw those of all images, and apply their own.
     """
 
     top_px: int
@@ -26,8 +26,8 @@ class Look:
     saturation: float
 
     @classmethod
-    def draw(cls, side_px: int, *, mirrorable: bool, generator: Generator) -> "Look":
-        """Draw one, for a square of this side."""
+    def draw(cls, side_px: int, *, mirrorable: bool, generator: Generator) -> "AugmentationParams":
+        """Draw them, for a square of this side."""
         scale = 0.7 + 0.3 * _uniform(generator)
         stretch = (0.85 + 0.3 * _uniform(generator)) ** 0.5
         height = min(side_px, round(side_px * scale**0.5 * stretch))
@@ -43,15 +43,15 @@ class Look:
         )
 
 
-def augment(image_3SS: Tensor, look: Look) -> Tensor:
+def augment(image_3SS: Tensor, params: AugmentationParams) -> Tensor:
     """Crop, mirror and tint one uint8 image, so that an encoder does not learn it by heart."""
     side = image_3SS.shape[-1]
-    place = look.top_px, look.left_px, look.height_px, look.width_px
+    place = params.top_px, params.left_px, params.height_px, params.width_px
     image_3SS = TF.resized_crop(image_3SS, *place, [side, side])
-    if look.mirrored:
+    if params.mirrored:
         image_3SS = TF.horizontal_flip(image_3SS)
-    image_3SS = TF.adjust_brightness(image_3SS, look.brightness)
-    tinted: Tensor = TF.adjust_saturation(image_3SS, look.saturation)
+    image_3SS = TF.adjust_brightness(image_3SS, params.brightness)
+    tinted: Tensor = TF.adjust_saturation(image_3SS, params.saturation)
     return tinted
 
 

@@ -44,7 +44,7 @@ def average(directories: Sequence[Path], run: Path, *, shares: Sequence[float] =
         "stage": 0,
         "kind": "mean",
         "epoch": 0,
-        "of": [_told(each, part) for each, part in zip(loaded, parts, strict=True)],
+        "of": [_describe(each, part) for each, part in zip(loaded, parts, strict=True)],
     }
     manifest = first.manifest.model_copy(update={"history": [row], "scores": {}})
     checkpoint.save(run / BEST, first._replace(manifest=manifest))
@@ -76,7 +76,7 @@ def _refuse_another(directory: Path, one: Checkpoint, *, than: Checkpoint) -> No
             )
 
 
-def _told(part: Checkpoint, share: float) -> dict[str, Any]:
+def _describe(part: Checkpoint, share: float) -> dict[str, Any]:
     manifest = part.manifest
     about = {"name": manifest.name, "version": manifest.version}
     return {**about, "sha256": manifest.files[WEIGHTS], "share": round(share, 4)}

@@ -106,13 +106,13 @@ class Job:
         """Write the epoch down; from here on it has happened."""
         if self.ranks.leads:
             self.run.save(self.network, progress)
-            self.run.forget_weights(but=self._wanted(progress))
+            self.run.forget_weights(but=self._rows_to_keep(progress))
 
     def _keep_weights(self, progress: Progress, index: int) -> None:
-        if index in self._wanted(progress):
+        if index in self._rows_to_keep(progress):
             self.run.save_weights(index, self.network)
 
-    def _wanted(self, progress: Progress) -> set[int]:
+    def _rows_to_keep(self, progress: Progress) -> set[int]:
         """Say which epochs a later stage may average."""
         stages = self.recipe.stages
         done = progress.epoch >= stages[progress.stage].epochs
@@ -159,14 +159,15 @@ def epochs(progress: Progress, count: int, *, by: str) -> list[int]:
 
 def _tell(row: dict[str, Any], scores: Scores) -> None:
     tqdm.write(json.dumps(row))
-    if scores.habits.distinct_captions * 100 < scores.images * FEW_DISTINCT_PERCENT:
-        tqdm.write(f"warning: only {scores.habits.distinct_captions} different dev captions")
+    distinct = scores.caption_statistics.distinct_captions
+    if distinct * 100 < scores.images * FEW_DISTINCT_PERCENT:
+        tqdm.write(f"warning: only {distinct} different dev captions")
 
 
 def _dev_figures(scores: Scores) -> dict[str, Any]:
     return {
         "dev_cider": round(scores.cider.value, 4),
         "dev_bleu_4": round(scores.bleu_4.value, 4),
-        "dev_distinct_captions": scores.habits.distinct_captions,
-        "dev_bad_endings_percent": round(scores.habits.bad_endings_percent, 2),
+        "dev_distinct_captions": scores.caption_statistics.distinct_captions,
+        "dev_bad_endings_percent": round(scores.caption_statistics.bad_endings_percent, 2),
     }

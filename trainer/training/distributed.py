@@ -19,14 +19,14 @@ from torch import distributed, nn
 from app.captioner.errors import CaptionerError
 from trainer.errors import TrainerError
 
-_Given = ParamSpec("_Given")
-_Told = TypeVar("_Told")
+_Params = ParamSpec("_Params")
+_Result = TypeVar("_Result")
 
 _ERRORS = (TrainerError, CaptionerError)
 
 # Long enough for one rank to decode a large set while the others wait; torchrun ends the others
 # when one fails.
-_PATIENCE = timedelta(days=1)
+_TIMEOUT = timedelta(days=1)
 
 
 @dataclass(frozen=True)
@@ -54,43 +54,43 @@ class Ranks:
         return slice(self.rank, None, self.count)
 
     def once(
-        self, act: Callable[_Given, _Told], *args: _Given.args, **kwargs: _Given.kwargs
-    ) -> _Told:
+        self, act: Callable[_Params, _Result], *args: _Params.args, **kwargs: _Params.kwargs
+    ) -> _Result:
         """Let the leader do something, and give every rank what came of it, be it an error."""
         if not self.leads:
-            return self._hear()  # type: ignore[no-any-return]
+            return self._receive()  # type: ignore[no-any-return]
         try:
             result = act(*args, **kwargs)
         except _ERRORS as error:
-            self._tell(error)
+            self._broadcast(error)
             raise
-        self._tell(result)
+        self._broadcast(result)
         return result
 
     @contextmanager
     def leader_first(self) -> Iterator[None]:
         """Let the leader go first, so that the others find on disk what it made."""
         if not self.leads:
-            self._hear()
+            self._receive()
             yield
             return
         try:
             yield
         except _ERRORS as error:
-            self._tell(error)
+            self._broadcast(error)
             raise
-        self._tell(None)
+        self._broadcast(None)
 
-    def _tell(self, told: object) -> None:
+    def _broadcast(self, value: object) -> None:
         if self.count > 1:
-            distributed.broadcast_object_list([told])
+            distributed.broadcast_object_list([value])
 
-    def _hear(self) -> Any:
-        heard: list[Any] = [None]
-        distributed.broadcast_object_list(heard)
-        if isinstance(heard[0], _ERRORS):
-            raise heard[0]
-        return heard[0]
+    def _receive(self) -> Any:
+        received: list[Any] = [None]
+        distributed.broadcast_object_list(received)
+        if isinstance(received[0], _ERRORS):
+            raise received[0]
+        return received[0]
 
     def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Give each rank the sum of all ranks' gradients; one that is missing counts as zero."""
@@ -135,7 +135,7 @@ def joined(device: str) -> Iterator[Ranks]:
         torch.cuda.set_device(device)
     # with both, words and numbers go by gloo: a rank that waits for them keeps its GPU idle
     backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
-    distributed.init_process_group(backend, timeout=_PATIENCE)
+    distributed.init_process_group(backend, timeout=_TIMEOUT)
     try:
         yield Ranks(device, distributed.get_rank(), count)
     finally:

@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 
 from app.captioner.network import Encoder
 from trainer.data.arrays import encode, encoded_features
-from trainer.training.augmentation import Look, augment
+from trainer.training.augmentation import AugmentationParams, augment
 from trainer.training.training_data import Data
 
 DEV_BATCH = 50
@@ -29,7 +29,7 @@ class Features(Protocol):
         Args:
             indices_B: of all images of the step.
             generator: what chance decides is drawn for all of them.
-            share: which of them are wanted.
+            share: which of them to read.
         """
 
     def dev(self) -> Iterator[Tensor]:
@@ -73,8 +73,8 @@ class AugmentedFeatures:
     def begin(self, indices_B: Tensor, generator: Generator, share: slice) -> Callable[[], Tensor]:
         """Begin to crop, mirror and tint training images in threads, while the step before runs."""
         indices = indices_B.tolist()
-        looks = [self._look(index, generator) for index in indices]
-        images = self._threads.map(self._augmented, indices[share], looks[share])
+        drawn = [self._draw_params(index, generator) for index in indices]
+        images = self._threads.map(self._augmented, indices[share], drawn[share])
         return partial(self._encode, images)
 
     def dev(self) -> Iterator[Tensor]:
@@ -83,13 +83,13 @@ class AugmentedFeatures:
         for start in range(0, len(images), DEV_BATCH):
             yield encode(self._encoder, images[start : start + DEV_BATCH])
 
-    def _look(self, index: int, generator: Generator) -> Look:
+    def _draw_params(self, index: int, generator: Generator) -> AugmentationParams:
         mirrorable = bool(self._data.captions.mirrorable_N[index])
         side_px = self._data.train_images.shape[-1]
-        return Look.draw(side_px, mirrorable=mirrorable, generator=generator)
+        return AugmentationParams.draw(side_px, mirrorable=mirrorable, generator=generator)
 
-    def _augmented(self, index: int, look: Look) -> Tensor:
-        return augment(torch.from_numpy(self._data.train_images[index].copy()), look)
+    def _augmented(self, index: int, params: AugmentationParams) -> Tensor:
+        return augment(torch.from_numpy(self._data.train_images[index].copy()), params)
 
     def _encode(self, images: Iterator[Tensor]) -> Tensor:
         images_BCHW = torch.stack(list(images)).to(self._encoder.mean.device)

@@ -20,11 +20,11 @@ class VocabularyOptions(_Part):
     """Which words the network knows.
 
     Attributes:
-        at_least: a word is known when the training captions hold it so often.
+        min_count: a word is known when the training captions hold it so often.
         max_words: longer training captions are truncated there and never taught to end.
     """
 
-    at_least: int = Field(default=5, ge=1)
+    min_count: int = Field(default=5, ge=1)
     max_words: int = Field(default=20, ge=1)
 
 

@@ -3,7 +3,7 @@
 recipe.json    what was asked for, changes applied
 state.pt       everything needed to go on after the last finished epoch
 best/          checkpoint of the epoch with the highest free-running dev CIDEr
-weights/       single-precision weights of the epochs that a later stage may average
+weights/       float32 weights of the epochs that a later stage may average
 log.jsonl      one line per epoch
 tensorboard/   the same as curves
 
@@ -131,7 +131,7 @@ class Run:
         self._write_log(progress)
 
     def best_weights(self) -> dict[str, Tensor]:
-        """Give the state dict of the best checkpoint, in single precision."""
+        """Give the state dict of the best checkpoint, in float32."""
         return checkpoint.load(self.path / BEST).network.state_dict()
 
     def save_weights(self, row: int, network: Network) -> None:
@@ -193,7 +193,7 @@ def _same(fields: Mapping[str, Any], recipe: Recipe) -> bool:
 
 
 def _rows(directory: Path) -> int:
-    """Say after how many epochs a checkpoint was written; 0 where it is not whole."""
+    """Say after how many epochs a checkpoint was written; 0 where it is incomplete."""
     try:
         return len(checkpoint.load(directory).manifest.history)
     except CheckpointError:

@@ -52,11 +52,11 @@ def read_data(recipe: Recipe, directory: Path, cache: Path) -> Data:
 
 def _vocabulary(recipe: Recipe, train: Split, directory: Path) -> Vocabulary:
     tokens = (tokenise(text) for example in train.examples for text in example.captions)
-    vocabulary = Vocabulary.build(tokens, at_least=recipe.vocabulary.at_least)
+    vocabulary = Vocabulary.build(tokens, at_least=recipe.vocabulary.min_count)
     if not vocabulary.words:
         raise TrainerError(
-            f"no word occurs {recipe.vocabulary.at_least} times in {directory}: lower "
-            "vocabulary.at_least or add captions"
+            f"no word occurs {recipe.vocabulary.min_count} times in {directory}: lower "
+            "vocabulary.min_count or add captions"
         )
     return vocabulary
 

@@ -35,7 +35,7 @@ def test_a_small_directory_without_faults_has_notes_only(directory, capsys):
     lines = doctor(directory, capsys, 0)
     assert said(lines, "note", "train has 4 images", "add images")
     assert said(lines, "note", "dev has 2 images", "give dev more")
-    assert said(lines, "note", "words in train", "vocabulary.at_least")
+    assert said(lines, "note", "words in train", "vocabulary.min_count")
     assert lines[-1].endswith("data: 0 errors, 3 notes")
 
 

@@ -192,20 +192,20 @@ def test_the_interval_of_a_mean_has_the_width_of_theory():
     assert rouge.high - rouge.low == pytest.approx(2 * 1.96 * 0.5 / 20, rel=0.1)
 
 
-def test_habits_are_counted_after_tokenisation():
+def test_caption_statistics_are_counted_after_tokenisation():
     candidates = {"a": "A dog .", "b": "a dog", "c": "a cat on a"}
     references = dict.fromkeys(candidates, ("a dog",))
-    habits = score(candidates, references, training=["A DOG", "a bird"]).habits
-    assert habits.distinct_captions == 2
-    assert habits.words_used == 4
-    assert habits.mean_length_words == pytest.approx(8 / 3)
-    assert habits.bad_endings_percent == pytest.approx(100 / 3)
-    assert habits.copied_percent == pytest.approx(200 / 3)
+    statistics = score(candidates, references, training=["A DOG", "a bird"]).caption_statistics
+    assert statistics.distinct_captions == 2
+    assert statistics.words_used == 4
+    assert statistics.mean_length_words == pytest.approx(8 / 3)
+    assert statistics.bad_endings_percent == pytest.approx(100 / 3)
+    assert statistics.copied_percent == pytest.approx(200 / 3)
 
 
 def test_copies_are_not_counted_without_training_captions():
     scores = score(CANDIDATES, REFERENCES)
-    assert scores.habits.copied_percent is None
+    assert scores.caption_statistics.copied_percent is None
     assert "copied" not in scores.table()
     assert "copied from training 0.0 %" in score(CANDIDATES, REFERENCES, training=[]).table()
 

@@ -225,7 +225,7 @@ def test_a_checkpoint_can_grow_a_say_of_the_whole_image(place):
     ("change", "differs"),
     [
         ("network.hidden_width=16", "architecture"),
-        ("vocabulary.at_least=2", "vocabulary"),
+        ("vocabulary.min_count=2", "vocabulary"),
         ('image.fit="crop"', "image"),
     ],
 )
