@@ -1,10 +1,10 @@
-"""Checks of captions and their words: each takes a survey and yields findings."""
+"""Checks of captions and their words: each takes a scan and yields findings."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
 
 from app.captioner.vocabulary import tokenise
-from trainer.checks.directory_scan import Survey
+from trainer.checks.directory_scan import DirectoryScan
 from trainer.checks.findings import Finding, count_images, some
 
 MIN_COUNT = 5  # the default of a recipe's vocabulary.min_count
@@ -12,10 +12,10 @@ LONG_WORDS = 20  # the default of a recipe's vocabulary.max_words
 GLUED_WORDS = 50
 
 
-def wordless_captions(found: Survey) -> Iterator[Finding]:
+def wordless_captions(scan: DirectoryScan) -> Iterator[Finding]:
     """Captions without a letter or digit teach silence."""
-    for split in found.lists:
-        empty = [image for image, text in found.captions_of(split) if not tokenise(text)]
+    for split in scan.lists:
+        empty = [image for image, text in scan.captions_of(split) if not tokenise(text)]
         if empty:
             yield Finding(
                 "error",
@@ -24,10 +24,10 @@ def wordless_captions(found: Survey) -> Iterator[Finding]:
             )
 
 
-def long_captions(found: Survey) -> Iterator[Finding]:
+def long_captions(scan: DirectoryScan) -> Iterator[Finding]:
     """Captions that training would cut, and those that look like several lines in one."""
-    for split in found.lists:
-        words = [(len(tokenise(text)), image) for image, text in found.captions_of(split)]
+    for split in scan.lists:
+        words = [(len(tokenise(text)), image) for image, text in scan.captions_of(split)]
         cut = sum(count > LONG_WORDS for count, _ in words)
         glued = [image for count, image in words if count > GLUED_WORDS]
         if glued or cut * 20 > len(words):
@@ -40,9 +40,9 @@ def long_captions(found: Survey) -> Iterator[Finding]:
             )
 
 
-def few_words(found: Survey) -> Iterator[Finding]:
+def few_words(scan: DirectoryScan) -> Iterator[Finding]:
     """Words that occur too rarely to be learned."""
-    counts = Counter(word for _, text in _training_captions(found) for word in tokenise(text))
+    counts = Counter(word for _, text in _training_captions(scan) for word in tokenise(text))
     frequent = sum(count >= MIN_COUNT for count in counts.values())
     unknown = sum(count for count in counts.values() if count < MIN_COUNT)
     if counts and (frequent < 100 or unknown * 10 > counts.total()):
@@ -54,12 +54,12 @@ def few_words(found: Survey) -> Iterator[Finding]:
         )
 
 
-def repeated_captions(found: Survey) -> Iterator[Finding]:
+def repeated_captions(scan: DirectoryScan) -> Iterator[Finding]:
     """One sentence for many images teaches the network to say it always."""
     images: dict[str, set[str]] = {}
-    for image, text in _training_captions(found):
+    for image, text in _training_captions(scan):
         images.setdefault(" ".join(tokenise(text)), set()).add(image)
-    enough = max(3, len(found.lists.get("train", ())) // 20)
+    enough = max(3, len(scan.lists.get("train", ())) // 20)
     often = {text: len(of) for text, of in images.items() if len(of) >= enough}
     if often:
         text = max(often, key=lambda each: often[each])
@@ -71,10 +71,10 @@ def repeated_captions(found: Survey) -> Iterator[Finding]:
         )
 
 
-def single_captions(found: Survey) -> Iterator[Finding]:
+def single_captions(scan: DirectoryScan) -> Iterator[Finding]:
     """Images that only one sentence describes."""
-    train = found.lists.get("train", ())
-    single = [name for name in train if len(found.captions.get(name, ())) == 1]
+    train = scan.lists.get("train", ())
+    single = [name for name in train if len(scan.captions.get(name, ())) == 1]
     if single and len(single) * 2 > len(train):
         yield Finding(
             "note",
@@ -83,11 +83,11 @@ def single_captions(found: Survey) -> Iterator[Finding]:
         )
 
 
-def _training_captions(found: Survey) -> list[tuple[str, str]]:
-    return found.captions_of("train") if "train" in found.lists else []
+def _training_captions(scan: DirectoryScan) -> list[tuple[str, str]]:
+    return scan.captions_of("train") if "train" in scan.lists else []
 
 
-CHECKS: tuple[Callable[[Survey], Iterator[Finding]], ...] = (
+CHECKS: tuple[Callable[[DirectoryScan], Iterator[Finding]], ...] = (
     wordless_captions,
     long_captions,
     few_words,

@@ -3,14 +3,14 @@
 from pathlib import Path
 
 from trainer.checks import caption_checks, image_checks
-from trainer.checks.directory_scan import Survey, survey
+from trainer.checks.directory_scan import DirectoryScan, scan_directory
 from trainer.checks.findings import Finding
 
 
-def examine(found: Survey) -> list[Finding]:
+def examine(scan: DirectoryScan) -> list[Finding]:
     """Run every check, errors first."""
     checks = (*image_checks.CHECKS, *caption_checks.CHECKS)
-    findings = [finding for check in checks for finding in check(found)]
+    findings = [finding for check in checks for finding in check(scan)]
     return sorted(findings, key=lambda finding: finding.severity)
 
 
@@ -20,7 +20,7 @@ def diagnose(directory: Path, *, images: str | None = None) -> int:
     Returns:
         1 if one of them is an error, else 0.
     """
-    findings = examine(survey(directory, images=images))
+    findings = examine(scan_directory(directory, images=images))
     for finding in findings:
         print(finding)
     errors = sum(finding.severity == "error" for finding in findings)

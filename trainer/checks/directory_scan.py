@@ -9,27 +9,27 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.data.flickr8k import TOKEN_FILE, image_folder, list_path, split_names
-from trainer.data.pixels import Pictures, look_at
+from trainer.data.pixels import PixelHashes, hash_images
 from trainer.data.text_files import caption_line, list_line, numbered_lines, parse_each
 from trainer.errors import DataError
 
 
 @dataclass(frozen=True)
-class Survey:
+class DirectoryScan:
     """What lies in a directory.
 
     Attributes:
         lists: split -> image names, each once.
         captions: image -> captions, in the order of the file.
         files: names in the image folder.
-        pictures: what the listed files show.
+        pixel_hashes: what the listed files show.
         faults: what could not be read: missing files, malformed and repeated lines.
     """
 
     lists: dict[str, tuple[str, ...]]
     captions: dict[str, tuple[str, ...]]
     files: frozenset[str]
-    pictures: Pictures
+    pixel_hashes: PixelHashes
     faults: tuple[str, ...]
 
     def captions_of(self, split: str) -> list[tuple[str, str]]:
@@ -39,7 +39,7 @@ class Survey:
         ]
 
 
-def survey(directory: Path, *, images: str | None = None) -> Survey:
+def scan_directory(directory: Path, *, images: str | None = None) -> DirectoryScan:
     """Read lists, captions and images of a directory."""
     faults: list[str] = []
     lists = {name: _names(list_path(directory, name), faults) for name in split_names(directory)}
@@ -47,8 +47,8 @@ def survey(directory: Path, *, images: str | None = None) -> Survey:
     folder = _folder(directory, images, faults)
     files = frozenset(file.name for file in folder.iterdir()) if folder else frozenset()
     listed = sorted({name for names in lists.values() for name in names if name in files})
-    pictures = look_at((name, folder / name) for name in listed if folder)
-    return Survey(lists, captions, files, pictures, tuple(faults))
+    pixel_hashes = hash_images((name, folder / name) for name in listed if folder)
+    return DirectoryScan(lists, captions, files, pixel_hashes, tuple(faults))
 
 
 def _names(path: Path, faults: list[str]) -> tuple[str, ...]:

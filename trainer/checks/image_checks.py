@@ -1,8 +1,8 @@
-"""Checks of images, files and lists: each takes a survey and yields findings."""
+"""Checks of images, files and lists: each takes a scan and yields findings."""
 
 from collections.abc import Callable, Iterable, Iterator
 
-from trainer.checks.directory_scan import Survey
+from trainer.checks.directory_scan import DirectoryScan
 from trainer.checks.findings import Finding, count_images, some
 from trainer.data.flickr8k import OFFICIAL_IMAGES
 
@@ -10,17 +10,17 @@ FEW_TRAIN_IMAGES = 1000
 FEW_DEV_IMAGES = 100
 
 
-def unreadable(found: Survey) -> Iterator[Finding]:
+def unreadable(scan: DirectoryScan) -> Iterator[Finding]:
     """What the reader could not make sense of."""
-    for fault in found.faults:
+    for fault in scan.faults:
         what, _, remedy = fault.rpartition(": ")
         yield Finding("error", what, remedy)
 
 
-def missing_splits(found: Survey) -> Iterator[Finding]:
+def missing_splits(scan: DirectoryScan) -> Iterator[Finding]:
     """Training needs train, and dev to choose the epoch by."""
     for split in ("train", "dev"):
-        if split not in found.lists:
+        if split not in scan.lists:
             yield Finding(
                 "error",
                 f"there is no Flickr_8k.{split}Images.txt",
@@ -28,9 +28,9 @@ def missing_splits(found: Survey) -> Iterator[Finding]:
             )
 
 
-def broken_images(found: Survey) -> Iterator[Finding]:
+def broken_images(scan: DirectoryScan) -> Iterator[Finding]:
     """Files that the service could not decode either."""
-    broken = [f"{name} ({why})" for name, why in found.pictures.broken.items()]
+    broken = [f"{name} ({why})" for name, why in scan.pixel_hashes.broken.items()]
     if broken:
         yield Finding(
             "error",
@@ -39,10 +39,10 @@ def broken_images(found: Survey) -> Iterator[Finding]:
         )
 
 
-def absent_files(found: Survey) -> Iterator[Finding]:
+def absent_files(scan: DirectoryScan) -> Iterator[Finding]:
     """Names on a list without a file."""
-    for split, names in found.lists.items():
-        absent = [name for name in names if name not in found.files]
+    for split, names in scan.lists.items():
+        absent = [name for name in names if name not in scan.files]
         if absent:
             yield Finding(
                 "error",
@@ -51,17 +51,17 @@ def absent_files(found: Survey) -> Iterator[Finding]:
             )
 
 
-def images_without_captions(found: Survey) -> Iterator[Finding]:
+def images_without_captions(scan: DirectoryScan) -> Iterator[Finding]:
     """Names on a list that nobody described, and files that are on no list."""
-    for split, names in found.lists.items():
-        bare = [name for name in names if name not in found.captions]
+    for split, names in scan.lists.items():
+        bare = [name for name in names if name not in scan.captions]
         if bare:
             yield Finding(
                 "error",
                 f"{split} lists {count_images(bare)} without a caption: {some(bare)}",
                 "describe them, or take them off the list",
             )
-    unused = found.files - _listed(found)
+    unused = scan.files - _listed(scan)
     if unused:
         yield Finding(
             "note",
@@ -70,9 +70,9 @@ def images_without_captions(found: Survey) -> Iterator[Finding]:
         )
 
 
-def captions_without_images(found: Survey) -> Iterator[Finding]:
+def captions_without_images(scan: DirectoryScan) -> Iterator[Finding]:
     """Described images that are not there."""
-    lost = found.captions.keys() - found.files - _listed(found)
+    lost = scan.captions.keys() - scan.files - _listed(scan)
     if lost:
         yield Finding(
             "note",
@@ -81,10 +81,10 @@ def captions_without_images(found: Survey) -> Iterator[Finding]:
         )
 
 
-def names_in_two_splits(found: Survey) -> Iterator[Finding]:
+def names_in_two_splits(scan: DirectoryScan) -> Iterator[Finding]:
     """An image on two of the lists that must not meet."""
-    for one, other in _pairs(found):
-        shared = set(found.lists[one]) & set(found.lists[other])
+    for one, other in _pairs(scan):
+        shared = set(scan.lists[one]) & set(scan.lists[other])
         if shared:
             yield Finding(
                 "error",
@@ -93,13 +93,13 @@ def names_in_two_splits(found: Survey) -> Iterator[Finding]:
             )
 
 
-def pixels_in_two_splits(found: Survey) -> Iterator[Finding]:
+def pixels_in_two_splits(scan: DirectoryScan) -> Iterator[Finding]:
     """The same picture under two names, on lists that must not meet."""
-    for one, other in _pairs(found):
-        there = _by_pixels(found, found.lists[one])
+    for one, other in _pairs(scan):
+        there = _by_pixels(scan, scan.lists[one])
         twins = [
             f"{there[pixels]} = {name}"
-            for pixels, name in _by_pixels(found, found.lists[other]).items()
+            for pixels, name in _by_pixels(scan, scan.lists[other]).items()
             if there.get(pixels, name) != name
         ]
         if twins:
@@ -110,11 +110,11 @@ def pixels_in_two_splits(found: Survey) -> Iterator[Finding]:
             )
 
 
-def pixels_twice_in_a_split(found: Survey) -> Iterator[Finding]:
+def pixels_twice_in_a_split(scan: DirectoryScan) -> Iterator[Finding]:
     """The same picture twice on one list."""
-    for split, names in found.lists.items():
-        shown = [name for name in names if name in found.pictures.sha256]
-        twice = set(shown) - set(_by_pixels(found, shown).values())
+    for split, names in scan.lists.items():
+        shown = [name for name in names if name in scan.pixel_hashes.sha256]
+        twice = set(shown) - set(_by_pixels(scan, shown).values())
         if twice:
             yield Finding(
                 "note",
@@ -123,9 +123,9 @@ def pixels_twice_in_a_split(found: Survey) -> Iterator[Finding]:
             )
 
 
-def few_images(found: Survey) -> Iterator[Finding]:
+def few_images(scan: DirectoryScan) -> Iterator[Finding]:
     """Sets that are too small for what people hope from them."""
-    train, dev = (found.lists.get(split, ()) for split in ("train", "dev"))
+    train, dev = (scan.lists.get(split, ()) for split in ("train", "dev"))
     if 0 < len(train) < FEW_TRAIN_IMAGES:
         yield Finding(
             "note",
@@ -141,24 +141,24 @@ def few_images(found: Survey) -> Iterator[Finding]:
         )
 
 
-def _listed(found: Survey) -> set[str]:
-    return {name for names in found.lists.values() for name in names}
+def _listed(scan: DirectoryScan) -> set[str]:
+    return {name for names in scan.lists.values() for name in names}
 
 
-def _pairs(found: Survey) -> Iterator[tuple[str, str]]:
+def _pairs(scan: DirectoryScan) -> Iterator[tuple[str, str]]:
     """Only among train, dev and test: a list of another name may well be a part of one of them."""
-    official = [split for split in OFFICIAL_IMAGES if split in found.lists]
+    official = [split for split in OFFICIAL_IMAGES if split in scan.lists]
     for index, one in enumerate(official):
         for other in official[index + 1 :]:
             yield one, other
 
 
-def _by_pixels(found: Survey, names: Iterable[str]) -> dict[str, str]:
-    pixels = found.pictures.sha256
+def _by_pixels(scan: DirectoryScan, names: Iterable[str]) -> dict[str, str]:
+    pixels = scan.pixel_hashes.sha256
     return {pixels[name]: name for name in names if name in pixels}
 
 
-CHECKS: tuple[Callable[[Survey], Iterator[Finding]], ...] = (
+CHECKS: tuple[Callable[[DirectoryScan], Iterator[Finding]], ...] = (
     unreadable,
     missing_splits,
     broken_images,

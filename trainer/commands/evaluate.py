@@ -10,7 +10,13 @@ from app.captioner.device import Precision
 from app.captioner.pipeline import Captioner
 from trainer.commands.arguments import add_rules, add_search, available_device, with_search
 from trainer.data.flickr8k import read_split
-from trainer.evaluation.captioning import references_of, say, scored, texts, training_captions
+from trainer.evaluation.captioning import (
+    caption_split,
+    caption_texts,
+    references_of,
+    score_split,
+    training_captions,
+)
 from trainer.evaluation.report import Evaluation, write_report
 from trainer.scoring.keras_tutorial import TutorialScores, tutorial_score
 from trainer.scoring.scores import Scores
@@ -42,16 +48,16 @@ def run(args: argparse.Namespace) -> int:
     split = read_split(args.data, args.split, images=args.images)
     training = training_captions(args.data, evaluated=args.split)
     captioner = Captioner(loaded, device=args.device, precision=args.precision)
-    captions = say(captioner, split)
-    scores = scored(texts(captions), split, training=training)
+    captions = caption_split(captioner, split)
+    scores = score_split(caption_texts(captions), split, training=training)
     if args.captions:
-        lines = (json.dumps({"image": k, "caption": v}) for k, v in texts(captions).items())
+        lines = (json.dumps({"image": k, "caption": v}) for k, v in caption_texts(captions).items())
         args.captions.write_text("".join(f"{line}\n" for line in lines))
     if args.report:
         print(write_report(args.report, Evaluation(captioner, split, captions, scores)))
     other = None
     if args.rules == "tutorial":
-        other = tutorial_score(texts(captions), references_of(split))
+        other = tutorial_score(caption_texts(captions), references_of(split))
     if args.json:
         figures = {"precision": args.precision, **_as_dict(scores, other)}
         args.json.write_text(json.dumps(figures, indent=2) + "\n")

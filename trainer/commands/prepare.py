@@ -10,11 +10,11 @@ from app.captioner.vocabulary import tokenise
 from trainer.checks.diagnosis import diagnose
 from trainer.data.arrays import fitted_images
 from trainer.data.flickr8k import Split, check_counts, read_split, split_names
-from trainer.data.records import Keys
+from trainer.data.records import FieldNames
 from trainer.data.sharding import write_shards
 from trainer.errors import DataError
 from trainer.importing.formats import READERS, kind_of, read_source
-from trainer.importing.import_rows import import_rows
+from trainer.importing.import_records import import_records
 from trainer.importing.splitting import DEV_SHARE
 
 
@@ -75,9 +75,11 @@ def _import(args: argparse.Namespace) -> int:
     _refuse_incomplete(args)
     kind = args.format or kind_of(args.source)
     print(f"{args.source} is read as {kind}")
-    keys = Keys(args.image_key, args.caption_key, args.split_key)
-    rows = read_source(args.source, kind, keys)
-    report = import_rows(rows, args.images, args.out, dev_share=args.dev_share, seed=args.seed)
+    keys = FieldNames(args.image_key, args.caption_key, args.split_key)
+    records = read_source(args.source, kind, keys)
+    report = import_records(
+        records, args.images, args.out, dev_share=args.dev_share, seed=args.seed
+    )
     print("\n".join(report))
     return diagnose(args.out)
 

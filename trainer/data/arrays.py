@@ -1,4 +1,4 @@
-"""Splits -> squares and features: decoded and encoded once into a cache, or read from shards.
+"""Splits -> fitted images and features: computed once into a cache, or read from shards.
 
 N images of a split, S side of the square, R regions, D feature width. Every array ``<key>.npy`` has
 a neighbour ``<key>.json`` that says what it holds; a key is a hash of all that went in.
@@ -88,7 +88,7 @@ class ShardedImages:
         return _fitted(example.path, self._geometry)
 
 
-def squares(split: Split, geometry: ImageGeometry, cache: Path) -> Images:
+def open_images(split: Split, geometry: ImageGeometry, cache: Path) -> Images:
     """Give the split's images as squares: from the cache, or from shards as they are needed."""
     sharded = split.sharded
     return ShardedImages(split, geometry) if sharded else fitted_images(split, geometry, cache)

@@ -17,7 +17,7 @@ _WHOLE_PX = 65_536
 
 
 @dataclass(frozen=True)
-class Pictures:
+class PixelHashes:
     """What the files of a folder show.
 
     Attributes:
@@ -29,19 +29,19 @@ class Pictures:
     broken: dict[str, str]
 
 
-def look_at(files: Iterable[tuple[str, Path]]) -> Pictures:
+def hash_images(files: Iterable[tuple[str, Path]]) -> PixelHashes:
     """Decode every file once.
 
     Args:
         files: name and path of each.
     """
-    pictures = Pictures({}, {})
+    hashes = PixelHashes({}, {})
     for name, path in tqdm(list(files), "pictures", unit="image", leave=False):
         try:
-            pictures.sha256[name] = pixels_sha256(path)
+            hashes.sha256[name] = pixels_sha256(path)
         except (ImageError, OSError) as error:
-            pictures.broken[name] = str(error)
-    return pictures
+            hashes.broken[name] = str(error)
+    return hashes
 
 
 def pixels_sha256(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""Rows: what every kind of caption file is read into."""
+"""Caption records: what every kind of caption file is read into."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from trainer.errors import DataError
 
 
 @dataclass(frozen=True)
-class Row:
+class CaptionRecord:
     """What one place of a caption file says.
 
     Attributes:
@@ -25,7 +25,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Keys:
+class FieldNames:
     """Names of the columns of CSV and of the keys of JSON lines."""
 
     image: str = "image"
@@ -33,11 +33,13 @@ class Keys:
     split: str = "split"
 
 
-Read = tuple[list[Row], list[str]]
-"""Rows, and what was wrong with the others."""
+ParsedRecords = tuple[list[CaptionRecord], list[str]]
+"""Records, and what was wrong with the others."""
 
 
-def make_row(image: str, captions: Iterable[str], split: str | None, where: str) -> Row:
+def make_record(
+    image: str, captions: Iterable[str], split: str | None, where: str
+) -> CaptionRecord:
     """Bring white space to single spaces.
 
     Raises:
@@ -48,9 +50,9 @@ def make_row(image: str, captions: Iterable[str], split: str | None, where: str)
         raise DataError(
             f"{where}: expected an image and a caption, one is empty: fill it or remove the entry"
         )
-    return Row(image.strip(), texts, split, where)
+    return CaptionRecord(image.strip(), texts, split, where)
 
 
-def are_texts(value: Any) -> bool:
+def is_text_list(value: Any) -> bool:
     """Tell whether a JSON value is a filled list of strings."""
     return isinstance(value, list) and bool(value) and all(isinstance(each, str) for each in value)

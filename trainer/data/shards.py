@@ -17,7 +17,7 @@ from itertools import groupby
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from trainer.data.records import are_texts, make_row
+from trainer.data.records import is_text_list, make_record
 from trainer.errors import DataError
 
 SUFFIXES = ("jpg", "jpeg", "png", "webp")
@@ -131,16 +131,16 @@ def _sample(
     images = [members[suffix] for suffix in SUFFIXES if suffix in members]
     about = _about(where, _content(tar, members.get("json")))
     captions = _captions(where, about, _content(tar, members.get("txt")))
-    if len(images) != 1 or not are_texts(captions):
+    if len(images) != 1 or not is_text_list(captions):
         raise DataError(
             f"{where} expects one image in {_or(SUFFIXES)}, and captions in .json or .txt, has "
             f"{_or(members)}: write the shard again"
         )
     name = str(about.get("image") or f"{shard.name}/{images[0].name}")
-    row = make_row(name, captions, None, where)
+    record = make_record(name, captions, None, where)
     start, size = images[0].offset_data, images[0].size
     member = Member(shard, images[0].name, start, size, about.get("sha256"))
-    return Sample(row.image, member, row.captions)
+    return Sample(record.image, member, record.captions)
 
 
 def _captions(where: str, about: dict[str, Any], text: bytes) -> Any:

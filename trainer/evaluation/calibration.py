@@ -1,4 +1,4 @@
-"""How far the network's probabilities can be believed: said with .8, right in 80 of 100?"""
+"""How far the network's probabilities can be believed: of words given .8, are 80 % right?"""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,17 +13,17 @@ BINS = 10
 
 @dataclass(frozen=True)
 class Bin:
-    """Words that were said with like probability.
+    """Words of like confidence.
 
     Attributes:
         words: how many.
-        said: mean probability the network gave them, 0 to 1.
-        right: share of them that stand in a reference of their image, 0 to 1.
+        confidence: mean probability the network gave them, 0 to 1.
+        accuracy: share of them that stand in a reference of their image, 0 to 1.
     """
 
     words: int
-    said: float
-    right: float
+    confidence: float
+    accuracy: float
 
 
 @dataclass(frozen=True)
@@ -32,14 +32,15 @@ class Calibration:
 
     Attributes:
         bins: ten equal parts of 0 to 1, lowest first; None where no word fell.
-        error: expected calibration error, 0 to 1: mean distance of said and right over words.
+        expected_error: expected calibration error, 0 to 1: mean distance of confidence and accuracy
+            over words.
 
     Reference:
         Guo et al. 2017, equation 3 (expected calibration error).
     """
 
     bins: tuple[Bin | None, ...]
-    error: float
+    expected_error: float
 
     @property
     def words(self) -> int:
@@ -60,10 +61,10 @@ def calibrate(
         pair for image, caption in captions.items() for pair in _pairs(caption, references[image])
     ]
     bins: list[list[tuple[float, bool]]] = [[] for _ in range(BINS)]
-    for said, right in pairs:
-        bins[min(BINS - 1, int(said * BINS))].append((said, right))
+    for confidence, correct in pairs:
+        bins[min(BINS - 1, int(confidence * BINS))].append((confidence, correct))
     filled = tuple(_bin(each) for each in bins)
-    gaps = (each.words * abs(each.said - each.right) for each in filled if each)
+    gaps = (each.words * abs(each.confidence - each.accuracy) for each in filled if each)
     return Calibration(filled, sum(gaps) / max(1, len(pairs)))
 
 
@@ -75,5 +76,5 @@ def _pairs(caption: Caption, references: Iterable[str]) -> list[tuple[float, boo
 def _bin(pairs: list[tuple[float, bool]]) -> Bin | None:
     if not pairs:
         return None
-    said, right = np.mean(pairs, axis=0)
-    return Bin(len(pairs), float(said), float(right))
+    confidence, accuracy = np.mean(pairs, axis=0)
+    return Bin(len(pairs), float(confidence), float(accuracy))

@@ -34,11 +34,11 @@ def evaluate(
     Raises:
         DataError: an image cannot be read; the message names it.
     """
-    candidates = texts(say(captioner, split))
-    return scored(candidates, split, training=training), candidates
+    candidates = caption_texts(caption_split(captioner, split))
+    return score_split(candidates, split, training=training), candidates
 
 
-def say(captioner: Captioner, split: Split) -> dict[str, Caption]:
+def caption_split(captioner: Captioner, split: Split) -> dict[str, Caption]:
     """Give the best caption of every image of a split.
 
     Raises:
@@ -47,12 +47,12 @@ def say(captioner: Captioner, split: Split) -> dict[str, Caption]:
     return dict(_captions(captioner, split))
 
 
-def texts(captions: Mapping[str, Caption]) -> dict[str, str]:
+def caption_texts(captions: Mapping[str, Caption]) -> dict[str, str]:
     """Take the words of captions."""
     return {image: caption.text for image, caption in captions.items()}
 
 
-def scored(
+def score_split(
     candidates: Mapping[str, str], split: Split, *, training: Sequence[str] | None
 ) -> Scores:
     """Score captions of all images of a split."""

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from trainer.evaluation.calibration import BINS, Calibration
+from trainer.evaluation.calibration import BINS, Bin, Calibration
 
 _WIDTH, _HEIGHT, _MARGIN = 360, 200, 36
 _NO_CURVES = frozenset({"stage", "epoch", "seconds", "ranks", "reverted", "kept"})
@@ -26,10 +26,10 @@ def learning_curves(history: Sequence[dict[str, Any]]) -> str:
 
 
 def reliability(calibration: Calibration) -> str:
-    """Draw the share of right words over the probability they were said with."""
+    """Draw accuracy over confidence (a reliability diagram)."""
     side = _HEIGHT - 2 * _MARGIN
     bars = "".join(
-        _bar(_MARGIN + index * side / BINS, side / BINS, each.right, _bar_title(each))
+        _bar(_MARGIN + index * side / BINS, side / BINS, each.accuracy, _bar_title(each))
         for index, each in enumerate(calibration.bins)
         if each
     )
@@ -38,16 +38,16 @@ def reliability(calibration: Calibration) -> str:
     labels = (
         _text(_MARGIN, _HEIGHT - 18, "0")
         + _text(corner - 6, _HEIGHT - 18, "1")
-        + _text(_MARGIN, _HEIGHT - 4, "probability said")
+        + _text(_MARGIN, _HEIGHT - 4, "confidence")
         + _text(8, _HEIGHT - _MARGIN, "0")
         + _text(8, top + 8, "1")
-        + _text(_MARGIN, top - 10, "share right")
+        + _text(_MARGIN, top - 10, "accuracy")
     )
     return _svg("reliability", bars + diagonal + labels, width=_HEIGHT)
 
 
-def _bar_title(each: Any) -> str:
-    return f"{each.words} words said with {each.said:.2f}, {each.right:.2f} of them right"
+def _bar_title(each: Bin) -> str:
+    return f"{each.words} words of confidence {each.confidence:.2f}: accuracy {each.accuracy:.2f}"
 
 
 def _bar(x: float, width: float, share: float, title: str) -> str:

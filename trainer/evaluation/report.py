@@ -109,17 +109,18 @@ def _curve_part(history: Sequence[dict[str, object]]) -> str:
 
 def _calibration_part(calibration: Calibration) -> str:
     rows = "".join(
-        f"<tr><td>{index / 10:.1f} to {(index + 1) / 10:.1f}<td>{each.words}<td>{each.said:.3f}"
-        f"<td>{each.right:.3f}"
+        f"<tr><td>{index / 10:.1f} to {(index + 1) / 10:.1f}<td>{each.words}"
+        f"<td>{each.confidence:.3f}<td>{each.accuracy:.3f}"
         for index, each in enumerate(calibration.bins)
         if each
     )
     return (
-        "<h2>Calibration</h2><p>Each word is said with a probability, given the words before it. "
-        "It counts as right when any reference of the image holds it. On the diagonal the "
-        f"probability can be believed. Expected calibration error {calibration.error:.3f} over "
-        f"{calibration.words} words.</p>{reliability(calibration)}"
-        "<table><tr><th>probability<th>words<th>said, mean<th>share right" + rows + "</table>"
+        "<h2>Calibration</h2><p>A word's confidence is its probability, given the words before it. "
+        "It counts as correct when any reference of the image holds it. On the diagonal "
+        "confidence equals accuracy. Expected calibration error "
+        f"{calibration.expected_error:.3f} over {calibration.words} words."
+        f"</p>{reliability(calibration)}"
+        "<table><tr><th>confidence<th>words<th>mean confidence<th>accuracy" + rows + "</table>"
     )
 
 

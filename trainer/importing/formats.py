@@ -1,16 +1,16 @@
-"""Caption files of five kinds -> rows: which kind a file is, and all that is wrong with it."""
+"""Caption files of five kinds -> records: which kind a file is, and all that is wrong with it."""
 
 from collections.abc import Callable
 from pathlib import Path
 
-from trainer.data.records import Keys, Read, Row
+from trainer.data.records import CaptionRecord, FieldNames, ParsedRecords
 from trainer.data.text_files import read_json
 from trainer.errors import DataError
 from trainer.importing.json_formats import read_coco, read_karpathy
 from trainer.importing.line_formats import read_csv, read_jsonl, read_tokens
 
 SUFFIXES = {".csv": "csv", ".jsonl": "jsonl", ".txt": "tokens", ".token": "tokens"}
-READERS: dict[str, Callable[[Path, Keys], Read]] = {
+READERS: dict[str, Callable[[Path, FieldNames], ParsedRecords]] = {
     "csv": read_csv,
     "jsonl": read_jsonl,
     "coco": read_coco,
@@ -20,7 +20,9 @@ READERS: dict[str, Callable[[Path, Keys], Read]] = {
 _FAULTS_SHOWN = 20
 
 
-def read_source(path: Path, kind: str | None = None, keys: Keys | None = None) -> list[Row]:
+def read_source(
+    path: Path, kind: str | None = None, keys: FieldNames | None = None
+) -> list[CaptionRecord]:
     """Read a caption file.
 
     Args:
@@ -29,13 +31,13 @@ def read_source(path: Path, kind: str | None = None, keys: Keys | None = None) -
         keys: column names, CSV and JSON lines only.
 
     Raises:
-        DataError: the kind is unknown or rows are malformed; every malformed row is named.
+        DataError: the kind is unknown or records are malformed; each of them is named.
     """
-    rows, faults = READERS[kind or kind_of(path)](path, keys or Keys())
+    records, faults = READERS[kind or kind_of(path)](path, keys or FieldNames())
     refuse(faults)
-    if not rows:
+    if not records:
         raise DataError(f"{path} expects at least one caption and has none: add captions")
-    return rows
+    return records
 
 
 def kind_of(path: Path) -> str:

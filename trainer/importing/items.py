@@ -1,11 +1,11 @@
-"""Rows of a caption file and a folder of images -> one item for each image."""
+"""Records of a caption file and a folder of images -> one item for each image."""
 
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from trainer.data.records import Row
+from trainer.data.records import CaptionRecord
 from trainer.importing.formats import refuse
 
 SPLIT_NAMES = {"val": "dev", "valid": "dev", "validation": "dev", "restval": "train"}
@@ -32,17 +32,17 @@ class Item:
     split: str | None
 
 
-def gather(rows: Iterable[Row], folder: Path) -> list[Item]:
-    """Bring the rows of each image together and find its file; sorted by name.
+def gather(records: Iterable[CaptionRecord], folder: Path) -> list[Item]:
+    """Bring the records of each image together and find its file; sorted by name.
 
     Raises:
         DataError: names that lead out of the folder or to no file, two images that would have one
             name, or splits that contradict each other; all of them are named.
     """
-    by_image: dict[str, list[Row]] = {}
-    for row in rows:
-        by_image.setdefault(row.image, []).append(row)
-    faults = [fault for of in by_image.values() for fault in _row_faults(of, folder)]
+    by_image: dict[str, list[CaptionRecord]] = {}
+    for record in records:
+        by_image.setdefault(record.image, []).append(record)
+    faults = [fault for of in by_image.values() for fault in _record_faults(of, folder)]
     faults += _clashes(by_image)
     faults += _half_split([of[0] for of in by_image.values()])
     refuse(faults)
@@ -50,27 +50,29 @@ def gather(rows: Iterable[Row], folder: Path) -> list[Item]:
     return sorted(items, key=lambda item: item.name)
 
 
-def renamed_splits(rows: Iterable[Row]) -> list[str]:
+def renamed_splits(records: Iterable[CaptionRecord]) -> list[str]:
     """Say which splits of the source get another name here."""
-    found = sorted({row.split for row in rows if row.split in SPLIT_NAMES} - {None}, key=str)
+    found = sorted(
+        {record.split for record in records if record.split in SPLIT_NAMES} - {None}, key=str
+    )
     return [f"split {name} of the source becomes {SPLIT_NAMES[str(name)]}" for name in found]
 
 
-def unused_files(rows: Iterable[Row], folder: Path) -> list[str]:
-    """Say how many files of the folder no row speaks of; they stay out."""
-    used = {folder / row.image for row in rows}
+def unused_files(records: Iterable[CaptionRecord], folder: Path) -> list[str]:
+    """Say how many files of the folder no record speaks of; they stay out."""
+    used = {folder / record.image for record in records}
     unused = sorted(path for path in folder.rglob("*") if path.is_file() and path not in used)
     return [f"{len(unused)} files without a caption stay out, first {unused[0]}"] if unused else []
 
 
-def _row_faults(rows: list[Row], folder: Path) -> list[str]:
-    first, faults = rows[0], []
+def _record_faults(records: list[CaptionRecord], folder: Path) -> list[str]:
+    first, faults = records[0], []
     path = PurePosixPath(first.image)
     if path.is_absolute() or ".." in path.parts or _NO_NAME.search(first.image):
         return [f"{first.where}: {first.image!r} is no name inside {folder}: rename it"]
     if not (folder / path).is_file():
         faults.append(f"{first.where}: {folder / path} is no file: restore it or remove the entry")
-    other = next((row for row in rows if row.split != first.split), None)
+    other = next((record for record in records if record.split != first.split), None)
     if other:
         faults.append(
             f"{other.where}: {first.image} is in split {other.split or 'none'}, but in "
@@ -81,19 +83,21 @@ def _row_faults(rows: list[Row], folder: Path) -> list[str]:
     return faults
 
 
-def _clashes(by_image: Mapping[str, list[Row]]) -> list[str]:
+def _clashes(by_image: Mapping[str, list[CaptionRecord]]) -> list[str]:
     taken: dict[str, str] = {}
     faults = []
-    for image, rows in by_image.items():
+    for image, records in by_image.items():
         other = taken.setdefault(_flat(image), image)
         if other != image:
-            faults.append(f"{rows[0].where}: {image} and {other} get one name: rename one of them")
+            faults.append(
+                f"{records[0].where}: {image} and {other} get one name: rename one of them"
+            )
     return faults
 
 
-def _half_split(rows: list[Row]) -> list[str]:
-    bare = [row for row in rows if row.split is None]
-    if not bare or len(bare) == len(rows):
+def _half_split(records: list[CaptionRecord]) -> list[str]:
+    bare = [record for record in records if record.split is None]
+    if not bare or len(bare) == len(records):
         return []
     return [f"{bare[0].where}: {len(bare)} images have no split while others have one: fill it in"]
 
@@ -102,8 +106,8 @@ def _flat(image: str) -> str:
     return "_".join(PurePosixPath(image).parts)
 
 
-def _item(rows: list[Row], folder: Path) -> Item:
-    image, split = rows[0].image, rows[0].split
-    captions = tuple(text for row in rows for text in row.captions)
+def _item(records: list[CaptionRecord], folder: Path) -> Item:
+    image, split = records[0].image, records[0].split
+    captions = tuple(text for record in records for text in record.captions)
     ours = None if split is None else SPLIT_NAMES.get(split, split)
     return Item(_flat(image), folder / image, captions, ours)

@@ -1,4 +1,4 @@
-"""Caption files of one entry per line -> rows: CSV, JSON lines, token file."""
+"""Caption files of one entry per line -> records: CSV, JSON lines, token file."""
 
 import csv
 import io
@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from trainer.data.records import Keys, Read, Row, are_texts, make_row
+from trainer.data.records import CaptionRecord, FieldNames, ParsedRecords, is_text_list, make_record
 from trainer.data.text_files import caption_line, numbered_lines, parse_each, read_text
 from trainer.errors import DataError
 
 
-def read_csv(path: Path, keys: Keys) -> Read:
+def read_csv(path: Path, keys: FieldNames) -> ParsedRecords:
     """Read comma-separated lines under a line of column names."""
     reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
     lines = _csv_lines(path, reader)
@@ -25,7 +25,7 @@ def read_csv(path: Path, keys: Keys) -> Read:
                 "--caption-key"
             )
 
-    def parse(numbered: tuple[int, list[str]]) -> Row:
+    def parse(numbered: tuple[int, list[str]]) -> CaptionRecord:
         number, fields = numbered
         where = f"{path} line {number}"
         if len(fields) != len(header):
@@ -35,7 +35,7 @@ def read_csv(path: Path, keys: Keys) -> Read:
             )
         named = dict(zip(header, fields, strict=True))
         split = named.get(keys.split, "").strip() or None
-        return make_row(named[keys.image], [named[keys.caption]], split, where)
+        return make_record(named[keys.image], [named[keys.caption]], split, where)
 
     return parse_each(lines, parse)
 
@@ -49,10 +49,10 @@ def _csv_lines(path: Path, reader: Any) -> Iterator[tuple[int, list[str]]]:
         raise DataError(f"{path} line {reader.line_num}: {error}: repair the quotes") from None
 
 
-def read_jsonl(path: Path, keys: Keys) -> Read:
+def read_jsonl(path: Path, keys: FieldNames) -> ParsedRecords:
     """Read one JSON object per line."""
 
-    def parse(numbered: tuple[int, str]) -> Row:
+    def parse(numbered: tuple[int, str]) -> CaptionRecord:
         number, line = numbered
         where = f"{path} line {number}"
         fields = _object(line, where)
@@ -60,13 +60,13 @@ def read_jsonl(path: Path, keys: Keys) -> Read:
         if isinstance(captions, str):
             captions = [captions]
         image, split = fields.get(keys.image), fields.get(keys.split)
-        if not isinstance(image, str) or not are_texts(captions) or not _optional(split):
+        if not isinstance(image, str) or not is_text_list(captions) or not _optional(split):
             raise DataError(
                 f'{where}: expected {{"{keys.image}": NAME, "{keys.caption}": TEXT or [TEXT, ...], '
                 f'"{keys.split}": NAME if there are splits}}, got {line[:80]!r}: repair the line, '
                 "or give --image-key and --caption-key"
             )
-        return make_row(image, captions, split, where)
+        return make_record(image, captions, split, where)
 
     return parse_each(numbered_lines(path), parse)
 
@@ -81,21 +81,21 @@ def _object(line: str, where: str) -> dict[str, Any]:
     return value
 
 
-def read_tokens(path: Path, keys: Keys) -> Read:  # noqa: ARG001 - a token file has no keys
+def read_tokens(path: Path, keys: FieldNames) -> ParsedRecords:  # noqa: ARG001 - a token file has no keys
     """Read lines ``image.jpg#n<TAB>caption``; captions of an image come in the order of n."""
     seen: set[tuple[str, int]] = set()
 
-    def parse(numbered: tuple[int, str]) -> tuple[int, Row]:
+    def parse(numbered: tuple[int, str]) -> tuple[int, CaptionRecord]:
         line_number, line = numbered
         image, number, caption = caption_line(path, line_number, line.rstrip("\r"))
         where = f"{path} line {line_number}"
         if (image, number) in seen:
             raise DataError(f"{where}: {image}#{number} came before: remove one of the two lines")
         seen.add((image, number))
-        return number, make_row(image, [caption], None, where)
+        return number, make_record(image, [caption], None, where)
 
-    rows, faults = parse_each(numbered_lines(path), parse)
-    return [row for _, row in sorted(rows, key=lambda item: item[0])], faults
+    records, faults = parse_each(numbered_lines(path), parse)
+    return [record for _, record in sorted(records, key=lambda item: item[0])], faults
 
 
 def _optional(value: Any) -> bool:

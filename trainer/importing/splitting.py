@@ -2,7 +2,7 @@
 
 import hashlib
 
-from trainer.data.pixels import look_at
+from trainer.data.pixels import hash_images
 from trainer.errors import DataError
 from trainer.importing.formats import refuse
 from trainer.importing.items import Item
@@ -46,15 +46,15 @@ def _by_source(items: list[Item]) -> dict[str, list[Item]]:
 
 
 def _groups_of_equals(items: list[Item]) -> dict[str, list[Item]]:
-    pictures = look_at((item.name, item.path) for item in items)
+    hashes = hash_images((item.name, item.path) for item in items)
     paths = {item.name: item.path for item in items}
     refuse(
         [
             f"{paths[name]}: {why}: replace it or remove its captions"
-            for name, why in pictures.broken.items()
+            for name, why in hashes.broken.items()
         ]
     )
     groups: dict[str, list[Item]] = {}
     for item in items:
-        groups.setdefault(pictures.sha256[item.name], []).append(item)
+        groups.setdefault(hashes.sha256[item.name], []).append(item)
     return groups

@@ -32,16 +32,16 @@ class Estimate:
     high: float
 
 
-def estimates(said: Texts, expected: Texts) -> dict[str, Estimate]:
+def estimates(candidates: Texts, references: Texts) -> dict[str, Estimate]:
     """Score tokenised candidates and give each of `METRICS` with its bootstrap interval.
 
     Args:
-        said: image -> its one candidate, words separated by single spaces.
-        expected: image -> its references, likewise, for the same images in any order.
+        candidates: image -> its one candidate, words separated by single spaces.
+        references: image -> its references, likewise, for the same images in any order.
     """
-    figures_NF = _figures(said, expected)
-    value_M = _corpus_scores(figures_NF.sum(axis=0)[None], len(figures_NF))[0]
-    resampled_SM = _corpus_scores(_resampled_sums(figures_NF), len(figures_NF))
+    statistics_NF = _statistics_per_image(candidates, references)
+    value_M = _corpus_scores(statistics_NF.sum(axis=0)[None], len(statistics_NF))[0]
+    resampled_SM = _corpus_scores(_resampled_sums(statistics_NF), len(statistics_NF))
     low_M, high_M = np.percentile(resampled_SM, [2.5, 97.5], axis=0)
     columns = zip(METRICS, value_M, low_M, high_M, strict=True)
     return {
@@ -49,26 +49,26 @@ def estimates(said: Texts, expected: Texts) -> dict[str, Estimate]:
     }
 
 
-def ciders(said: Texts, expected: Texts) -> dict[str, float]:
+def ciders(candidates: Texts, references: Texts) -> dict[str, float]:
     """Give the CIDEr-D of each candidate; their mean is the corpus score.
 
     Args:
-        said: as in `estimates`.
-        expected: likewise.
+        candidates: as in `estimates`.
+        references: likewise.
     """
-    images = list(said)
-    _, cider_N = Cider().compute_score({image: expected[image] for image in images}, said)
+    images = list(candidates)
+    _, cider_N = Cider().compute_score({image: references[image] for image in images}, candidates)
     return {image: float(cider) for image, cider in zip(images, cider_N, strict=True)}
 
 
-def _figures(said: Texts, expected: Texts) -> _Floats:
+def _statistics_per_image(candidates: Texts, references: Texts) -> _Floats:
     """Give per image: 2 lengths, 4 counts of n-grams, 4 of clipped matches, ROUGE-L, CIDEr."""
     bleu = BleuScorer(n=4)
-    for image, captions in said.items():
-        bleu += (captions[0], expected[image])
+    for image, captions in candidates.items():
+        bleu += (captions[0], references[image])
     counts = [[c["testlen"], _closest(c), *c["guess"], *c["correct"]] for c in bleu.ctest]
-    _, rouge_N = Rouge().compute_score(expected, said)
-    _, cider_N = Cider().compute_score(expected, said)
+    _, rouge_N = Rouge().compute_score(references, candidates)
+    _, cider_N = Cider().compute_score(references, candidates)
     return np.column_stack([np.array(counts, dtype=np.float64), rouge_N, cider_N])
 
 
@@ -78,11 +78,11 @@ def _closest(counts: Mapping[str, Any]) -> int:
     return length
 
 
-def _resampled_sums(figures_NF: _Floats) -> _Floats:
+def _resampled_sums(statistics_NF: _Floats) -> _Floats:
     generator = np.random.default_rng(SEED)
-    images = len(figures_NF)
+    images = len(statistics_NF)
     draws = (generator.integers(images, size=images) for _ in range(RESAMPLES))
-    return np.stack([np.bincount(draw, minlength=images) @ figures_NF for draw in draws])
+    return np.stack([np.bincount(draw, minlength=images) @ statistics_NF for draw in draws])
 
 
 def _corpus_scores(sums_SF: _Floats, images: int) -> _Floats:

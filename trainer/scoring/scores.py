@@ -13,7 +13,7 @@ from app.captioner.vocabulary import TOKENISER, tokenise
 from trainer.errors import ScoringError
 from trainer.scoring.caption_statistics import CaptionStatistics, caption_statistics
 from trainer.scoring.metrics import METRICS, RESAMPLES, SEED, Estimate, ciders, estimates
-from trainer.scoring.special_tokens import refuse_markers
+from trainer.scoring.special_tokens import refuse_special_tokens
 
 TITLES = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr")
 
@@ -84,20 +84,20 @@ def score(
 
     Raises:
         ScoringError: nothing to score, different images on the two sides, an image whose
-            references hold no word, or a text that carries another tokenisation's markers.
+            references hold no word, or a text that carries another tokenisation's special tokens.
 
     Reference:
         Papineni et al. 2002 (BLEU), Lin 2004 (ROUGE-L), Vedantam et al. 2015, section 4.1
         (CIDEr-D), Chen et al. 2015 (coco-caption).
     """
     _refuse_mismatch(candidates, references)
-    refuse_markers(candidates, references)
+    refuse_special_tokens(candidates, references)
     images = sorted(candidates)
-    said = {image: [_words(candidates[image])] for image in images}
-    expected = {image: [_words(text) for text in references[image]] for image in images}
-    _refuse_wordless(expected)
-    found = estimates(said, expected)
-    captions = [said[image][0] for image in images]
+    candidate_texts = {image: [_words(candidates[image])] for image in images}
+    reference_texts = {image: [_words(text) for text in references[image]] for image in images}
+    _refuse_wordless(reference_texts)
+    found = estimates(candidate_texts, reference_texts)
+    captions = [candidate_texts[image][0] for image in images]
     known = None if training is None else [_words(text) for text in training]
     return Scores(
         images=len(images),
@@ -122,10 +122,12 @@ def image_ciders(
         ScoringError: as `score`.
     """
     _refuse_mismatch(candidates, references)
-    said = {image: [_words(text)] for image, text in candidates.items()}
-    expected = {image: [_words(text) for text in references[image]] for image in said}
-    _refuse_wordless(expected)
-    return ciders(said, expected)
+    candidate_texts = {image: [_words(text)] for image, text in candidates.items()}
+    reference_texts = {
+        image: [_words(text) for text in references[image]] for image in candidate_texts
+    }
+    _refuse_wordless(reference_texts)
+    return ciders(candidate_texts, reference_texts)
 
 
 def _words(text: str) -> str:
@@ -149,8 +151,8 @@ def _refuse_mismatch(
         )
 
 
-def _refuse_wordless(expected: Mapping[str, list[str]]) -> None:
-    wordless = [image for image, texts in expected.items() if not any(texts)]
+def _refuse_wordless(reference_texts: Mapping[str, list[str]]) -> None:
+    wordless = [image for image, texts in reference_texts.items() if not any(texts)]
     if wordless:
         raise ScoringError(
             f"expected a reference with a word for every image, got none for {_some(wordless)}: "

@@ -20,36 +20,36 @@ class MovingAverage:
         self.decay = decay
         self._parameters = [each for each in network.parameters() if each.requires_grad]
         self._steps = 0
-        self.restart()
+        self.reset()
 
-    def restart(self) -> None:
+    def reset(self) -> None:
         """Begin again from the weights as they are."""
         self._steps = 0
         self.values = [each.detach().clone() for each in self._parameters]
 
-    def follow(self) -> None:
+    def update(self) -> None:
         """Take in the weights after a step."""
         self._steps += 1
         decay = min(self.decay, self._steps / (self._steps + 10))
         for value, parameter in zip(self.values, self._parameters, strict=True):
             value.lerp_(parameter.detach(), 1 - decay)
 
-    def state(self) -> dict[str, Any]:
-        """Give what `load` needs to go on."""
+    def state_dict(self) -> dict[str, Any]:
+        """Give what `load_state_dict` needs to go on."""
         return {"steps": self._steps, "values": self.values}
 
-    def load(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from an average kept on disk."""
         self._steps = state["steps"]
         pairs = zip(state["values"], self._parameters, strict=True)
         self.values = [value.to(parameter.device) for value, parameter in pairs]
 
-    def settle(self) -> None:
+    def apply(self) -> None:
         """Let the network be the average from now on."""
         self._swap()
 
     @contextmanager
-    def in_place(self) -> Iterator[None]:
+    def applied(self) -> Iterator[None]:
         """Let the network be the average for a while."""
         self._swap()
         try:

@@ -13,7 +13,7 @@ from app.captioner.vocabulary import BOS, EOS, PAD, UNK, Vocabulary, tokenise
 from trainer.data.flickr8k import Split
 from trainer.training.recipe import VocabularyOptions
 
-SIDES = frozenset({"left", "right"})
+SIDE_WORDS = frozenset({"left", "right"})
 """An image whose captions hold one of these words is never mirrored."""
 
 _BATCHES_SORTED_TOGETHER = 16
@@ -39,7 +39,9 @@ class Captions:
             tuple(_ids(words, vocabulary, options.max_words) for words in captions)
             for captions in tokens
         )
-        mirrorable = [all(SIDES.isdisjoint(words) for words in captions) for captions in tokens]
+        mirrorable = [
+            all(SIDE_WORDS.isdisjoint(words) for words in captions) for captions in tokens
+        ]
         return cls(ids, torch.tensor(mirrorable))
 
     def batches(

@@ -104,12 +104,12 @@ class Ranks:
         for parameter, gradient, part in zip(learning, gradients, parts, strict=True):
             parameter.grad = gradient.copy_(part.view_as(gradient))
 
-    def total(self, figures: Mapping[str, float]) -> dict[str, float]:
+    def total(self, metrics: Mapping[str, float]) -> dict[str, float]:
         """Add up figures of all ranks by name."""
         if self.count == 1:
-            return dict(figures)
+            return dict(metrics)
         gathered: list[dict[str, float]] = [{} for _ in range(self.count)]
-        distributed.all_gather_object(gathered, dict(figures))
+        distributed.all_gather_object(gathered, dict(metrics))
         names = dict.fromkeys(name for each in gathered for name in each)
         return {name: sum(each.get(name, 0.0) for each in gathered) for name in names}
 
@@ -120,7 +120,7 @@ def is_leader() -> bool:
 
 
 @contextmanager
-def joined(device: str) -> Iterator[Ranks]:
+def process_group(device: str) -> Iterator[Ranks]:
     """Join the other ranks where ``torchrun`` started this process, else be alone.
 
     Args:

@@ -15,12 +15,12 @@ from torch import Generator, Tensor
 from app.captioner.network import Encoder
 from trainer.data.arrays import encode, encoded_features
 from trainer.training.augmentation import AugmentationParams, augment
-from trainer.training.training_data import Data
+from trainer.training.training_data import TrainingData
 
 DEV_BATCH = 50
 
 
-class Features(Protocol):
+class FeatureSource(Protocol):
     """Where the features of a stage come from."""
 
     def begin(self, indices_B: Tensor, generator: Generator, share: slice) -> Callable[[], Tensor]:
@@ -39,7 +39,7 @@ class Features(Protocol):
 class CachedFeatures:
     """Features of an encoder at rest: computed once, then read."""
 
-    def __init__(self, data: Data, encoder: Encoder) -> None:
+    def __init__(self, data: TrainingData, encoder: Encoder) -> None:
         self._device = encoder.mean.device
         self._train = encoded_features(data.train_images, encoder, data.train, data.cache)
         self._dev = encoded_features(data.dev_images, encoder, data.dev, data.cache)
@@ -66,7 +66,7 @@ class CachedFeatures:
 class AugmentedFeatures:
     """Features of an encoder that learns: augmented images go through it at every step."""
 
-    def __init__(self, data: Data, encoder: Encoder) -> None:
+    def __init__(self, data: TrainingData, encoder: Encoder) -> None:
         self._data, self._encoder = data, encoder
         self._threads = ThreadPoolExecutor()
 

@@ -9,14 +9,14 @@ from tqdm import tqdm
 from app.captioner.network import Network
 from trainer.data.flickr8k import check_counts, split_names
 from trainer.errors import TrainerError
-from trainer.training.context import Job
-from trainer.training.distributed import Ranks, joined
+from trainer.training.context import TrainingContext
+from trainer.training.distributed import Ranks, process_group
 from trainer.training.features import AugmentedFeatures
 from trainer.training.initial_weights import initial_classifier, initial_network
 from trainer.training.recipe import Recipe
-from trainer.training.run_directory import BEST, Progress, Run
+from trainer.training.run_directory import BEST, Progress, RunDirectory
 from trainer.training.stages import run_stage
-from trainer.training.training_data import Data, read_data
+from trainer.training.training_data import TrainingData, read_data
 
 
 def fit(
@@ -56,11 +56,11 @@ def fit(
     Raises:
         TrainerError: recipe, data, weights or run directory do not fit.
     """
-    directory = Run(run)
-    with joined(device) as ranks, closing(directory):
+    directory = RunDirectory(run)
+    with process_group(device) as ranks, closing(directory):
         _refuse_idle_ranks(recipe, ranks)
         ranks.once(directory.claim, recipe)
-        ranks.once(_tell_findings, data_directory)
+        ranks.once(_log_findings, data_directory)
         torch.manual_seed(recipe.seed)
         with ranks.leader_first():
             data = read_data(recipe, data_directory, cache)
@@ -69,11 +69,11 @@ def fit(
         progress = ranks.once(directory.resume, network)
         network.load_state_dict(ranks.once(network.state_dict))
         network.to(ranks.device).to(memory_format=torch.channels_last)
-        job = Job(recipe, network, data, directory, ranks, precision)
+        context = TrainingContext(recipe, network, data, directory, ranks, precision)
         if initial and not progress.history:
-            _judge_initial(job, progress, initial)
+            _score_initial(context, progress, initial)
         while progress.stage < len(recipe.stages):
-            run_stage(job, progress)
+            run_stage(context, progress)
     return run / BEST
 
 
@@ -86,13 +86,18 @@ def _refuse_idle_ranks(recipe: Recipe, ranks: Ranks) -> None:
             )
 
 
-def _tell_findings(data_directory: Path) -> None:
+def _log_findings(data_directory: Path) -> None:
     for finding in check_counts(data_directory) if split_names(data_directory) else ():
         tqdm.write(f"note: {finding}")
 
 
 def _network(
-    recipe: Recipe, data: Data, initial: Path | None, encoder_weights: Path | None, *, random: bool
+    recipe: Recipe,
+    data: TrainingData,
+    initial: Path | None,
+    encoder_weights: Path | None,
+    *,
+    random: bool,
 ) -> Network:
     architecture = recipe.network.architecture(len(data.vocabulary))
     if initial:
@@ -101,9 +106,9 @@ def _network(
     return Network(architecture, classifier)
 
 
-def _judge_initial(job: Job, progress: Progress, initial: Path) -> None:
+def _score_initial(context: TrainingContext, progress: Progress, initial: Path) -> None:
     """Score the checkpoint a run starts from, so that the run can only improve on it."""
-    scores = job.dev_scores(AugmentedFeatures(job.data, job.network.encoder))
+    scores = context.dev_scores(AugmentedFeatures(context.data, context.network.encoder))
     row = {"stage": 0, "kind": "initial", "epoch": 0, "checkpoint": initial.name}
-    job.judge(progress, row, scores)
-    job.save(progress)
+    context.record_epoch(progress, row, scores)
+    context.save(progress)

@@ -13,7 +13,7 @@ from app.captioner.network import Architecture, Encoder, Network
 from app.captioner.vocabulary import Vocabulary
 from trainer.errors import TrainerError
 
-NEW_LAYER = 0.1
+NEW_LAYER_SCALE = 0.1
 """Size of the weights of a layer that a trained network gets, as a part of what is usual."""
 
 
@@ -77,7 +77,7 @@ def initial_network(
 
 def _small(network: Network, prefix: str) -> dict[str, Tensor]:
     state = network.state_dict()
-    return {name: each * NEW_LAYER for name, each in state.items() if name.startswith(prefix)}
+    return {name: each * NEW_LAYER_SCALE for name, each in state.items() if name.startswith(prefix)}
 
 
 def _short(value: object) -> str:

@@ -14,7 +14,7 @@ from trainer.training.batches import targets
 from trainer.training.recipe import Recipe, Stage
 from trainer.training.reward import CiderD, reference_ids
 from trainer.training.self_critical import policy_loss, rewards, sample
-from trainer.training.training_data import Data
+from trainer.training.training_data import TrainingData
 
 
 class Objective(Protocol):
@@ -58,7 +58,7 @@ class SelfCritical:
     The share is there to keep the language: one reference per image, drawn by chance, will do.
     """
 
-    def __init__(self, stage: Stage, data: Data, max_words: int) -> None:
+    def __init__(self, stage: Stage, data: TrainingData, max_words: int) -> None:
         self._share, self._samples = stage.cross_entropy_share, stage.samples_per_image
         self._temperature, self._max_words = stage.temperature, max_words
         self._cross_entropy = CrossEntropy(stage.label_smoothing)
@@ -79,7 +79,7 @@ class SelfCritical:
         return {"loss": loss, "reward": rewards_BK.mean()}
 
 
-def objective(recipe: Recipe, stage: Stage, data: Data) -> Objective:
+def objective(recipe: Recipe, stage: Stage, data: TrainingData) -> Objective:
     """Give the objective of a stage."""
     if stage.kind == "self_critical":
         return SelfCritical(stage, data, recipe.search.max_words)

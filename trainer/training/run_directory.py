@@ -9,7 +9,7 @@ tensorboard/   the same as curves
 
 A kill may come at any moment. Every file is written under another name and renamed, and
 ``state.pt`` is the only truth: an epoch counts once it is there. What was written before it is
-taken up or thrown away by `Run.resume`, what comes after it is written again.
+taken up or thrown away by `RunDirectory.resume`, what comes after it is written again.
 """
 
 import json
@@ -68,7 +68,7 @@ class Progress:
         self.optimiser = self.moving_average = None
 
 
-class Run:
+class RunDirectory:
     """A run directory.
 
     Args:
@@ -149,9 +149,9 @@ class Run:
         """Give the weights of an epoch, if they were kept."""
         return load_file(self._weights(row)) if self._weights(row).exists() else None
 
-    def forget_weights(self, *, but: Iterable[int]) -> None:
-        """Remove the weights of all other epochs."""
-        kept = {self._weights(row) for row in but}
+    def prune_weights(self, *, keep: Iterable[int]) -> None:
+        """Remove the weights of all epochs but these."""
+        kept = {self._weights(row) for row in keep}
         for path in (self.path / "weights").glob("*"):
             if path not in kept:
                 path.unlink()

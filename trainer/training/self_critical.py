@@ -16,7 +16,7 @@ from app.captioner.network import Decoder
 from app.captioner.vocabulary import BOS, EOS, PAD, UNK
 from trainer.training.reward import CiderD
 
-NEVER_SAID = (PAD, BOS, UNK)
+NEVER_SAMPLED = (PAD, BOS, UNK)
 
 
 class Samples(NamedTuple):
@@ -30,7 +30,7 @@ class Samples(NamedTuple):
 
     words_BKT: Tensor
     log_probs_BKT: Tensor
-    said_BKT: Tensor
+    mask_BKT: Tensor
 
 
 def sample(
@@ -53,19 +53,19 @@ def sample(
     state = decoder.start(features_BRD, samples)
     size = (features_BRD.shape[0], samples)
     words_BK = torch.full(size, BOS, device=features_BRD.device)
-    going_BK = torch.ones(size, dtype=torch.bool, device=features_BRD.device)
-    forbidden = torch.tensor(NEVER_SAID, device=features_BRD.device)
-    words, log_probs, said = [], [], []
+    unfinished_BK = torch.ones(size, dtype=torch.bool, device=features_BRD.device)
+    forbidden = torch.tensor(NEVER_SAMPLED, device=features_BRD.device)
+    words, log_probs, mask = [], [], []
     for _ in range(max_words + 1):
         logits_BKV, state, _ = decoder.step(words_BK, state)
         words_BK, log_probs_BK = _draw(logits_BKV / temperature, forbidden)
-        words.append(words_BK.where(going_BK, PAD))
-        log_probs.append(log_probs_BK.where(going_BK, 0.0))
-        said.append(going_BK)
-        going_BK = going_BK & (words_BK != EOS)
-        if not going_BK.any():
+        words.append(words_BK.where(unfinished_BK, PAD))
+        log_probs.append(log_probs_BK.where(unfinished_BK, 0.0))
+        mask.append(unfinished_BK)
+        unfinished_BK = unfinished_BK & (words_BK != EOS)
+        if not unfinished_BK.any():
             break
-    return Samples(*(torch.stack(each, dim=-1) for each in (words, log_probs, said)))
+    return Samples(*(torch.stack(each, dim=-1) for each in (words, log_probs, mask)))
 
 
 def _draw(logits_BKV: Tensor, forbidden: Tensor) -> tuple[Tensor, Tensor]:
@@ -84,7 +84,7 @@ def rewards(scorer: CiderD, images_B: Tensor, samples: Samples) -> Tensor:
     """
     words_BKT = samples.words_BKT
     images_BK = images_B.unsqueeze(-1).expand(words_BKT.shape[:2])
-    lengths_BK = samples.said_BKT.sum(-1)
+    lengths_BK = samples.mask_BKT.sum(-1)
     rewards_S = scorer.rewards(
         images_BK.flatten().cpu().numpy(),
         words_BKT.flatten(0, 1).cpu().numpy(),
@@ -106,4 +106,4 @@ def policy_loss(samples: Samples, rewards_BK: Tensor) -> Tensor:
     It reaches the first EOS and nothing after it: what follows the end was never said.
     """
     gained_BKT = advantages(rewards_BK).unsqueeze(-1) * samples.log_probs_BKT
-    return -gained_BKT.sum() / samples.said_BKT.sum()
+    return -gained_BKT.sum() / samples.mask_BKT.sum()

@@ -19,8 +19,8 @@ from app.captioner.vocabulary import PAD
 from trainer.errors import TrainerError
 from trainer.training.averaging import MovingAverage, mean
 from trainer.training.batches import targets
-from trainer.training.context import Job, epochs
-from trainer.training.features import AugmentedFeatures, CachedFeatures, Features
+from trainer.training.context import TrainingContext, epochs
+from trainer.training.features import AugmentedFeatures, CachedFeatures, FeatureSource
 from trainer.training.objectives import objective
 from trainer.training.recipe import Stage
 from trainer.training.run_directory import Progress
@@ -32,33 +32,33 @@ _Item = TypeVar("_Item")
 RANK_SEEDS = 0x9E3779B1
 
 
-def run_stage(job: Job, progress: Progress) -> None:
+def run_stage(context: TrainingContext, progress: Progress) -> None:
     """Do what is left of the stage at work, and move on to the next."""
-    stage = job.recipe.stages[progress.stage]
+    stage = context.recipe.stages[progress.stage]
     if stage.kind == "average":
-        _try_average(job, stage, progress)
+        _try_average(context, stage, progress)
     else:
-        Training(job, stage, progress).train()
+        StageTrainer(context, stage, progress).train()
     progress.next_stage()
 
 
-class Training:
+class StageTrainer:
     """A stage that takes steps: its rates, its source of features, its epochs."""
 
-    def __init__(self, job: Job, stage: Stage, progress: Progress) -> None:
-        self.job, self.stage, self.progress = job, stage, progress
+    def __init__(self, context: TrainingContext, stage: Stage, progress: Progress) -> None:
+        self.context, self.stage, self.progress = context, stage, progress
         starts_from_best = stage.kind == "self_critical" and stage.starts_from == "best"
         if starts_from_best and progress.epoch == 0 and progress.best_row >= 0:
-            job.network.load_state_dict(job.best_weights())
-        self._set_dropout(job.network)
-        self.groups = self._trainable(job.network)
+            context.network.load_state_dict(context.best_weights())
+        self._set_dropout(context.network)
+        self.groups = self._trainable(context.network)
         self.rates = [group["lr"] for group in self.groups]
         self.optimiser = self._new_optimiser()
-        self.average = MovingAverage(job.network, stage.ema_decay) if stage.ema_decay else None
+        self.average = MovingAverage(context.network, stage.ema_decay) if stage.ema_decay else None
         source = AugmentedFeatures if stage.unfrozen_blocks else CachedFeatures
-        with job.ranks.leader_first():
-            self.features: Features = source(job.data, job.network.encoder)
-        self.objective = objective(job.recipe, stage, job.data)
+        with context.ranks.leader_first():
+            self.features: FeatureSource = source(context.data, context.network.encoder)
+        self.objective = objective(context.recipe, stage, context.data)
         self._resume()
 
     def train(self) -> None:
@@ -69,17 +69,17 @@ class Training:
                 "stage": self.progress.stage,
                 "kind": self.stage.kind,
                 "epoch": epoch,
-                **self.job.computing,
+                **self.context.compute_settings,
             }
             row |= self._train_epoch(epoch)
             with self._on_show():
-                scores = self.job.dev_scores(self.features)
+                scores = self.context.dev_scores(self.features)
                 row["seconds"] = round(time.monotonic() - started, 1)
                 row |= self._guard(scores.cider.value)
-                self.job.judge(self.progress, row, scores)
+                self.context.record_epoch(self.progress, row, scores)
             self._close_epoch(epoch, reverted="reverted" in row)
         if self.average:
-            self.average.settle()
+            self.average.apply()
 
     def _set_dropout(self, network: Network) -> None:
         asked, usual = self.stage.dropout, network.architecture.dropout
@@ -109,55 +109,55 @@ class Training:
         if self.progress.optimiser:
             self.optimiser.load_state_dict(self.progress.optimiser)
         if self.average and self.progress.moving_average:
-            self.average.load(self.progress.moving_average)
+            self.average.load_state_dict(self.progress.moving_average)
 
     def _train_epoch(self, epoch: int) -> dict[str, float]:
         """Train one epoch and return the mean figures of a step, the loss in nats."""
-        ranks = self.job.ranks
-        seed = (self.job.recipe.seed * 1009 + self.progress.stage) * 1009 + epoch
+        ranks = self.context.ranks
+        seed = (self.context.recipe.seed * 1009 + self.progress.stage) * 1009 + epoch
         torch.manual_seed(seed + ranks.rank * RANK_SEEDS)
         generator = torch.Generator().manual_seed(seed)
-        captions, per_image = self.job.data.captions, self.job.recipe.captions_per_image
+        captions, per_image = self.context.data.captions, self.context.recipe.captions_per_image
         steps = captions.steps(self.stage.batch_images)
         batches = captions.batches(self.stage.batch_images, per_image, generator)
-        self.job.network.train()
-        self.job.network.encoder.eval()  # batch-norm statistics stay those of ImageNet
-        figures = []
+        self.context.network.train()
+        self.context.network.encoder.eval()  # batch-norm statistics stay those of ImageNet
+        metrics = []
         title = f"stage {self.progress.stage + 1} epoch {epoch + 1}"
         begun = (
             (indices_B, words_BKT, self.features.begin(indices_B, generator, ranks.share))
             for indices_B, words_BKT in batches
         )
-        shown = tqdm(one_ahead(begun), title, total=steps, unit="step", disable=not ranks.leads)
+        shown = tqdm(prefetched(begun), title, total=steps, unit="step", disable=not ranks.leads)
         for step, batch in enumerate(shown):
             self._set_rates(epoch * steps + step, self.stage.epochs * steps)
-            figures.append(self._train_step(*batch))
-        totals = ranks.total(_sums(figures))
+            metrics.append(self._train_step(*batch))
+        totals = ranks.total(_sums(metrics))
         return {f"train_{name}": round(total / steps, 4) for name, total in totals.items()}
 
     def _train_step(
         self, indices_B: Tensor, words_BKT: Tensor, features: Callable[[], Tensor]
     ) -> dict[str, Tensor]:
-        network, weight = self.job.network, self._weight(words_BKT)
+        network, weight = self.context.network, self._weight(words_BKT)
         self.optimiser.zero_grad()
-        figures = self._learn(indices_B, words_BKT, features, weight) if weight else {}
-        self.job.ranks.add_gradients(network.parameters())
+        metrics = self._learn(indices_B, words_BKT, features, weight) if weight else {}
+        self.context.ranks.add_gradients(network.parameters())
         nn.utils.clip_grad_norm_(network.parameters(), self.stage.max_gradient_norm)
         self.optimiser.step()
         if self.average:
-            self.average.follow()
-        return figures
+            self.average.update()
+        return metrics
 
     def _learn(
         self, indices_B: Tensor, words_BKT: Tensor, features: Callable[[], Tensor], weight: float
     ) -> dict[str, Tensor]:
         """Take the gradients of this rank's share, and give its part of the figures."""
-        mine, decoder = self.job.ranks.share, self.job.network.decoder
-        with self.job.autocast():
-            words_BKT = words_BKT[mine].to(self.job.device)
-            figures = self.objective(decoder, features(), indices_B[mine], words_BKT)
-        (figures["loss"] * weight).backward()  # type: ignore[no-untyped-call]
-        return {name: figure.detach() * weight for name, figure in figures.items()}
+        mine, decoder = self.context.ranks.share, self.context.network.decoder
+        with self.context.autocast():
+            words_BKT = words_BKT[mine].to(self.context.device)
+            metrics = self.objective(decoder, features(), indices_B[mine], words_BKT)
+        (metrics["loss"] * weight).backward()  # type: ignore[no-untyped-call]
+        return {name: figure.detach() * weight for name, figure in metrics.items()}
 
     def _weight(self, words_BKT: Tensor) -> float:
         """Say how much this rank's mean weighs in that of the batch: 1 on a single rank.
@@ -169,15 +169,17 @@ class Training:
         taught_B = (targets(words_BKT) != PAD).sum((1, 2))
         if self.stage.kind == "self_critical":
             taught_B = torch.ones_like(taught_B)
-        return (taught_B[self.job.ranks.share].sum() / taught_B.sum()).item()
+        return (taught_B[self.context.ranks.share].sum() / taught_B.sum()).item()
 
     def _set_rates(self, step: int, steps: int) -> None:
-        share = rate_share(step, steps, self.stage.warmup_steps, schedule=self.stage.schedule)
+        share = learning_rate_scale(
+            step, steps, self.stage.warmup_steps, schedule=self.stage.schedule
+        )
         for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
             group["lr"] = rate * share * self.progress.rate_factor
 
     def _on_show(self) -> AbstractContextManager[None]:
-        return self.average.in_place() if self.average else nullcontext()
+        return self.average.applied() if self.average else nullcontext()
 
     def _guard(self, cider: float) -> dict[str, bool]:
         """Self-critical training can run away from language; say when it did."""
@@ -190,26 +192,28 @@ class Training:
             self._go_back()
         self.progress.epoch = epoch + 1
         self.progress.optimiser = self.optimiser.state_dict()
-        self.progress.moving_average = self.average.state() if self.average else None
-        self.job.save(self.progress)
+        self.progress.moving_average = self.average.state_dict() if self.average else None
+        self.context.save(self.progress)
 
     def _go_back(self) -> None:
         """Take up the best weights again, at half the rate, without the optimiser's memory."""
-        self.job.network.load_state_dict(self.job.best_weights())
+        self.context.network.load_state_dict(self.context.best_weights())
         self.progress.rate_factor /= 2
         self.optimiser = self._new_optimiser()
         if self.average:
-            self.average.restart()
+            self.average.reset()
 
 
-def rate_share(step: int, steps: int, warmup_steps: int, *, schedule: str = "cosine") -> float:
+def learning_rate_scale(
+    step: int, steps: int, warmup_steps: int, *, schedule: str = "cosine"
+) -> float:
     """Return the share of the peak rate at a step: a linear warm-up, then half a cosine to zero."""
     warm = min(1.0, (step + 1) / (warmup_steps + 1))
     falling = 0.5 * (1 + math.cos(math.pi * step / steps))
     return warm * (falling if schedule == "cosine" else 1.0)
 
 
-def one_ahead(items: Iterable[_Item]) -> Iterator[_Item]:
+def prefetched(items: Iterable[_Item]) -> Iterator[_Item]:
     """Give items in their order, each when the next has begun."""
     begun: deque[_Item] = deque()
     for item in items:
@@ -219,28 +223,28 @@ def one_ahead(items: Iterable[_Item]) -> Iterator[_Item]:
     yield from begun
 
 
-def _sums(figures: list[dict[str, Tensor]]) -> dict[str, float]:
-    names = dict.fromkeys(name for row in figures for name in row)
-    return {name: sum(row[name].item() for row in figures if name in row) for name in names}
+def _sums(metrics: list[dict[str, Tensor]]) -> dict[str, float]:
+    names = dict.fromkeys(name for row in metrics for name in row)
+    return {name: sum(row[name].item() for row in metrics if name in row) for name in names}
 
 
-def _try_average(job: Job, stage: Stage, progress: Progress) -> None:
+def _try_average(context: TrainingContext, stage: Stage, progress: Progress) -> None:
     """Let the network be the mean of earlier epochs, and keep that only if dev improves."""
     if progress.epoch:
         return
     started = time.monotonic()
     rows = epochs(progress, stage.averaged_epochs, by=stage.averaged_by)
-    found = {row: weights for row in rows if (weights := job.weights(row)) is not None}
+    found = {row: weights for row in rows if (weights := context.weights(row)) is not None}
     if len(found) < 2:
         raise TrainerError(f"average expects weights of two epochs or more, found {len(found)}")
-    before = {name: tensor.clone() for name, tensor in job.network.state_dict().items()}
-    job.network.load_state_dict(mean(list(found.values())))
-    scores = job.dev_scores(AugmentedFeatures(job.data, job.network.encoder))
+    before = {name: tensor.clone() for name, tensor in context.network.state_dict().items()}
+    context.network.load_state_dict(mean(list(found.values())))
+    scores = context.dev_scores(AugmentedFeatures(context.data, context.network.encoder))
     row: dict[str, Any] = {"stage": progress.stage, "kind": stage.kind, "epoch": 0}
     row["averaged"] = sorted(found)
     row["seconds"] = round(time.monotonic() - started, 1)
     row["kept"] = scores.cider.value > progress.best_cider
-    if not job.judge(progress, row, scores):
-        job.network.load_state_dict(before)
+    if not context.record_epoch(progress, row, scores):
+        context.network.load_state_dict(before)
     progress.epoch, progress.optimiser = 1, None
-    job.save(progress)
+    context.save(progress)

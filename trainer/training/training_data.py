@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from app.captioner.vocabulary import Vocabulary, tokenise
-from trainer.data.arrays import Images, squares
+from trainer.data.arrays import Images, open_images
 from trainer.data.flickr8k import Split, read_split
 from trainer.errors import TrainerError
 from trainer.training.batches import Captions
@@ -14,7 +14,7 @@ from trainer.training.recipe import Recipe
 
 
 @dataclass(frozen=True)
-class Data:
+class TrainingData:
     """What a run reads: splits, their images as squares, training captions as ids."""
 
     train: Split
@@ -31,7 +31,7 @@ class Data:
         return {split.name: _about(split) for split in (self.train, self.dev)}
 
 
-def read_data(recipe: Recipe, directory: Path, cache: Path) -> Data:
+def read_data(recipe: Recipe, directory: Path, cache: Path) -> TrainingData:
     """Read the splits ``train`` and ``dev`` of a data directory.
 
     Raises:
@@ -39,11 +39,11 @@ def read_data(recipe: Recipe, directory: Path, cache: Path) -> Data:
     """
     train, dev = read_split(directory, "train"), read_split(directory, "dev")
     vocabulary = _vocabulary(recipe, train, directory)
-    return Data(
+    return TrainingData(
         train,
         dev,
-        squares(train, recipe.image, cache),
-        squares(dev, recipe.image, cache),
+        open_images(train, recipe.image, cache),
+        open_images(dev, recipe.image, cache),
         Captions.of(train, vocabulary, recipe.vocabulary),
         vocabulary,
         cache,

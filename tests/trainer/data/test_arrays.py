@@ -26,9 +26,9 @@ def reads(monkeypatch):
 
 def prepare(place: Path):
     split = read_split(place / "data", "train")
-    squares = fitted_images(split, ImageGeometry(size_px=SIZE_PX, fit="squeeze"), place / "cache")
+    images = fitted_images(split, ImageGeometry(size_px=SIZE_PX, fit="squeeze"), place / "cache")
     encoder = tiny_network().encoder
-    return split, encoded_features(squares, encoder, split, place / "cache")
+    return split, encoded_features(images, encoder, split, place / "cache")
 
 
 def test_an_image_is_read_once_for_its_hash_and_once_for_its_pixels(tmp_path, reads):

@@ -153,10 +153,10 @@ def test_calibration_worked_by_hand():
     found = calibrate(captions, {"x": ["A dog .", "It runs ."], "y": ["a cat"]})
     assert found.words == 4
     low, high = found.bins[2], found.bins[9]
-    assert (low.words, low.said, low.right) == (1, pytest.approx(0.25), 1)
-    assert (high.words, high.said) == (3, pytest.approx(0.96))
-    assert high.right == pytest.approx(2 / 3)
-    assert found.error == pytest.approx((0.75 + 3 * (0.96 - 2 / 3)) / 4)
+    assert (low.words, low.confidence, low.accuracy) == (1, pytest.approx(0.25), 1)
+    assert (high.words, high.confidence) == (3, pytest.approx(0.96))
+    assert high.accuracy == pytest.approx(2 / 3)
+    assert found.expected_error == pytest.approx((0.75 + 3 * (0.96 - 2 / 3)) / 4)
 
 
 def test_calibration_is_shown_with_the_number_of_words(tmp_path):

@@ -13,9 +13,9 @@ import trainer.training.fit
 from runs import RECIPE, arguments, fit, log, same_weights, weights
 from tiny import data_directory
 from trainer.__main__ import main
-from trainer.training.context import Job
+from trainer.training.context import TrainingContext
 from trainer.training.distributed import Ranks
-from trainer.training.stages import one_ahead
+from trainer.training.stages import prefetched
 
 EXACT = RECIPE.replace("dropout = 0.1", "dropout = 0.0").replace("images = 2", "images = 3")
 HEAD, CACHED, FINE_TUNE = EXACT.split("[[stages]]")
@@ -59,14 +59,14 @@ def on_two_ranks(command: list[str]) -> subprocess.CompletedProcess:
 
 def killed_after_an_epoch(place: Path, monkeypatch) -> None:
     """Leave a run of one rank with one epoch done."""
-    save = Job.save
+    save = TrainingContext.save
 
     def killed(self, progress):
         save(self, progress)
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(Job, "save", killed)
+        patch.setattr(TrainingContext, "save", killed)
         with pytest.raises(Killed):
             fit(place, "two")
 
@@ -97,7 +97,7 @@ def test_ranks_without_an_image_are_refused(place, capsys, monkeypatch):
     def three(device):
         yield Ranks(device, 0, 3)
 
-    monkeypatch.setattr(trainer.training.fit, "joined", three)
+    monkeypatch.setattr(trainer.training.fit, "process_group", three)
     assert fit(place, "run") == 1
     assert "stages.0 takes 2 images a step, expected one or more for each of 3 ranks" in (
         capsys.readouterr().err
@@ -112,7 +112,7 @@ def test_steps_begin_one_ahead():
             begun.append(item)
             yield item
 
-    assert [(item, list(begun)) for item in one_ahead(begin())] == [
+    assert [(item, list(begun)) for item in prefetched(begin())] == [
         (0, [0, 1]),
         (1, [0, 1, 2]),
         (2, [0, 1, 2]),

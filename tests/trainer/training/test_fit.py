@@ -17,7 +17,7 @@ from app.captioner.pipeline import Captioner
 from runs import arguments, fit, log, weights
 from tiny import data_directory, photo
 from trainer.__main__ import main
-from trainer.training.stages import rate_share
+from trainer.training.stages import learning_rate_scale
 
 
 def telling_encoder(place: Path) -> Path:
@@ -162,7 +162,7 @@ def test_a_broken_image_is_named(place, capsys):
 
 
 def test_the_rate_warms_up_and_falls_to_zero():
-    shares = [rate_share(step, 100, 10) for step in range(100)]
+    shares = [learning_rate_scale(step, 100, 10) for step in range(100)]
     assert shares[0] == pytest.approx(1 / 11, rel=0.01)
     assert max(shares) == pytest.approx(1, abs=0.03)
     assert shares[10:] == sorted(shares[10:], reverse=True)

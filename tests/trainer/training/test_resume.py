@@ -12,7 +12,7 @@ import trainer.training.run_directory
 from app.captioner import checkpoint
 from app.captioner.errors import CheckpointError
 from runs import fit, log, same_weights, weights
-from trainer.training.context import Job
+from trainer.training.context import TrainingContext
 
 CACHED = "{kind='cached', epochs=2, batch_images=2}"
 AVERAGED = [f"stages=[{CACHED}, {{kind='average', averaged_epochs=2}}]"]
@@ -151,14 +151,14 @@ def test_a_kill_between_two_stages_changes_nothing(place, monkeypatch):
     clipped = f"[[stages]]{tuned}[[stages]]{cached}max_gradient_norm = 0.1\n"
     (place / "recipe.toml").write_text(head + clipped)
     assert fit(place, "whole") == 0
-    save = Job.save
+    save = TrainingContext.save
 
     def save_and_die(self, progress):
         save(self, progress)
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(Job, "save", save_and_die)
+        patch.setattr(TrainingContext, "save", save_and_die)
         with pytest.raises(Killed):
             fit(place, "killed")
     assert fit(place, "killed") == 0

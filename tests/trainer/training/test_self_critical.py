@@ -7,7 +7,7 @@ from app.captioner.vocabulary import BOS, EOS, PAD, UNK, Vocabulary
 from tiny import WORDS, tiny_network
 from trainer.training.reward import CiderD
 from trainer.training.self_critical import (
-    NEVER_SAID,
+    NEVER_SAMPLED,
     Samples,
     advantages,
     policy_loss,
@@ -37,21 +37,21 @@ def test_samples_are_captions_with_the_probability_that_teacher_forcing_gives_th
 ):
     net = tiny_network(decoder, dropout=0.0).decoder
     torch.manual_seed(3)
-    words, log_probs, said = sample(net, features, 6, max_words=7, temperature=temperature)
+    words, log_probs, mask = sample(net, features, 6, max_words=7, temperature=temperature)
     assert words.shape[:2] == (IMAGES, 6)
     assert words.shape[2] <= 8
-    assert not torch.isin(words[said], torch.tensor(NEVER_SAID)).any()
-    assert (words[~said] == PAD).all()
+    assert not torch.isin(words[mask], torch.tensor(NEVER_SAMPLED)).any()
+    assert (words[~mask] == PAD).all()
     assert ((words == EOS).sum(-1) <= 1).all()
     ends = (words == EOS).any(-1)
-    assert torch.equal(said.sum(-1)[ends], (words == EOS).int().argmax(-1)[ends] + 1)
+    assert torch.equal(mask.sum(-1)[ends], (words == EOS).int().argmax(-1)[ends] + 1)
     read = torch.cat((torch.full_like(words[..., :1], BOS), words[..., :-1]), dim=-1)
     logits, _ = net(features, read)
-    logits[..., list(NEVER_SAID)] = -torch.inf
+    logits[..., list(NEVER_SAMPLED)] = -torch.inf
     sharpened = (logits / temperature).log_softmax(-1)
     expected = sharpened.gather(-1, words.unsqueeze(-1)).squeeze(-1)
-    torch.testing.assert_close(log_probs[said], expected[said], rtol=0, atol=1e-4)
-    assert (log_probs[~said] == 0).all()
+    torch.testing.assert_close(log_probs[mask], expected[mask], rtol=0, atol=1e-4)
+    assert (log_probs[~mask] == 0).all()
 
 
 def test_unk_is_never_drawn_even_where_the_network_is_sure_of_it(features):
@@ -71,10 +71,10 @@ def test_the_baseline_is_the_mean_of_the_others():
 
 def test_the_loss_reaches_the_first_end_and_nothing_after_it():
     log_probs = torch.full((1, 2, 4), -1.0, requires_grad=True)
-    said = torch.tensor([[[True, True, False, False], [True, True, True, True]]])
+    mask = torch.tensor([[[True, True, False, False], [True, True, True, True]]])
     words = torch.tensor([[[5, EOS, PAD, PAD], [5, 6, 7, EOS]]])
-    masked = log_probs.where(said, 0.0)
-    policy_loss(Samples(words, masked, said), torch.tensor([[2.0, 0.0]])).backward()
+    masked = log_probs.where(mask, 0.0)
+    policy_loss(Samples(words, masked, mask), torch.tensor([[2.0, 0.0]])).backward()
     better, worse = log_probs.grad[0]
     assert (better[:2] < 0).all()
     assert (better[2:] == 0).all()

@@ -12,8 +12,8 @@ from runs import RECIPE, arguments, fit, log, same_weights, weights
 from trainer.__main__ import main
 from trainer.scoring.metrics import Estimate
 from trainer.training.averaging import MovingAverage
-from trainer.training.context import Job
-from trainer.training.stages import Training
+from trainer.training.context import TrainingContext
+from trainer.training.stages import StageTrainer
 
 HEAD = RECIPE[: RECIPE.index("[[stages]]")]
 STEPS = "batch_images = 2\nlearning_rate = 0.005\nwarmup_steps = 0\n"
@@ -44,13 +44,13 @@ def pretend(monkeypatch):
     """Let dev CIDEr be what the test says, epoch by epoch."""
 
     def set_values(*values: float) -> None:
-        left, real = list(values), Job.dev_scores
+        left, real = list(values), TrainingContext.dev_scores
 
         def scored(self, features):
             value = left.pop(0)
             return dataclasses.replace(real(self, features), cider=Estimate(value, value, value))
 
-        monkeypatch.setattr(Job, "dev_scores", scored)
+        monkeypatch.setattr(TrainingContext, "dev_scores", scored)
 
     return set_values
 
@@ -73,15 +73,17 @@ def test_when_dev_falls_the_best_weights_come_back_at_half_the_rate(place, prete
 def test_self_critical_training_starts_where_it_is_told(place, pretend, monkeypatch, start):
     write_stages(place, CACHED.format(2), SELF_CRITICAL + f'starts_from = "{start}"\n')
     pretend(0.5, 0.4, 0.6, 0.6)
-    seen, original = [], Training.train
+    seen, original = [], StageTrainer.train
 
     def peek(self):
-        seen.append({name: each.clone() for name, each in self.job.network.state_dict().items()})
+        seen.append(
+            {name: each.clone() for name, each in self.context.network.state_dict().items()}
+        )
         if self.stage.kind == "self_critical":
             seen.append(best(place))
         return original(self)
 
-    monkeypatch.setattr(Training, "train", peek)
+    monkeypatch.setattr(StageTrainer, "train", peek)
     assert fit(place, "run") == 0
     _, start_of_second, best_of_first = seen
     assert same_weights(halved(start_of_second), halved(best_of_first)) == (start == "best")
@@ -91,7 +93,7 @@ def test_self_critical_training_starts_where_it_is_told(place, pretend, monkeypa
 def test_an_average_is_kept_where_dev_improves(place, pretend, by, averaged, monkeypatch):
     write_stages(place, CACHED.format(3), AVERAGE.format(by))
     pretend(0.4, 0.1, 0.3, 0.5)
-    seen, original = {}, Job.judge
+    seen, original = {}, TrainingContext.record_epoch
 
     def peek(self, progress, row, scores):
         seen[len(progress.history)] = {
@@ -100,7 +102,7 @@ def test_an_average_is_kept_where_dev_improves(place, pretend, by, averaged, mon
         assert len(list((place / "run" / "weights").glob("*"))) <= 4
         return original(self, progress, row, scores)
 
-    monkeypatch.setattr(Job, "judge", peek)
+    monkeypatch.setattr(TrainingContext, "record_epoch", peek)
     assert fit(place, "run") == 0
     row = log(place, "run")[-1]
     assert row["averaged"] == averaged
@@ -117,13 +119,13 @@ def test_the_ends_of_stages_are_averaged(place, pretend, monkeypatch):
     average = AVERAGE.replace("= 2", "= 3").format("stages")
     write_stages(place, CACHED.format(1), CACHED.format(2), CACHED.format(2), average)
     pretend(0.5, 0.1, 0.2, 0.1, 0.2, 0.6)
-    seen, original = [], Job.judge
+    seen, original = [], TrainingContext.record_epoch
 
     def peek(self, progress, row, scores):
         seen.append(self.network.state_dict()["decoder.words.weight"].clone())
         return original(self, progress, row, scores)
 
-    monkeypatch.setattr(Job, "judge", peek)
+    monkeypatch.setattr(TrainingContext, "record_epoch", peek)
     assert fit(place, "run") == 0
     assert log(place, "run")[-1]["averaged"] == [0, 2, 4]
     mean = (seen[0] + seen[2] + seen[4]) / 3
@@ -161,8 +163,8 @@ def test_the_moving_average_follows_and_steps_aside():
     torch.nn.init.constant_(layer.weight, 1.0)
     average = MovingAverage(layer, decay=0.05)
     torch.nn.init.constant_(layer.weight, 3.0)
-    average.follow()
-    with average.in_place():
+    average.update()
+    with average.applied():
         assert layer.weight.item() == pytest.approx(0.05 * 1 + 0.95 * 3)
     assert layer.weight.item() == 3
 
