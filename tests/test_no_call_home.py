@@ -25,7 +25,7 @@ PROGRAMS = {
     "caption": ("-m", "app.cli", "caption"),
     "trainer": (
         "-c",
-        "import time, trainer.run, trainer.publish; time.sleep(6)",
+        "import time, trainer.training.run_directory, trainer.publishing.publish; time.sleep(6)",
     ),  # calls take time
 }
 

@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from app.captioner.errors import CaptionerError
-from trainer import average, doctor, evaluate, fit, prepare, publish, score
+from trainer.commands import average, doctor, evaluate, fit, prepare, publish, score
 from trainer.errors import TrainerError
 
 VERBS = {

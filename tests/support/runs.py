@@ -20,7 +20,7 @@ dropout = 0.1
 size_px = 64
 fit = "squeeze"
 [vocabulary]
-at_least = 1
+min_count = 1
 [search]
 beam_width = 2
 max_words = 8

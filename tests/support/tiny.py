@@ -14,7 +14,7 @@ from app.captioner.checkpoint import Checkpoint
 from app.captioner.manifest import ImageGeometry, Manifest
 from app.captioner.network import Architecture, Network
 from app.captioner.vocabulary import Vocabulary
-from trainer.publish import publish
+from trainer.publishing.publish import publish
 
 WORDS = ("a", "dog", "runs", "on", "grass", "girl", "plays", "in", "water", "red", "blue", "ball")
 SUBJECTS, PLACES = ("dog", "girl", "boy", "cat"), ("grass", "water", "snow", "sand")

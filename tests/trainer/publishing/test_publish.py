@@ -1,0 +1,136 @@
+import json
+
+import pytest
+import torch
+
+from app.captioner import checkpoint, fused
+from app.captioner.pipeline import Captioner
+from support.tiny import data_directory, tiny_unpublished
+from trainer.__main__ import main
+from trainer.publishing.publish import draw_golden_image
+
+
+@pytest.fixture
+def place(tmp_path):
+    data_directory(tmp_path / "data")
+    checkpoint.save(tmp_path / "run" / "best", tiny_unpublished())
+    return tmp_path
+
+
+def publish(place, *more):
+    store = ["--store", str(place / "store")]
+    return main(["publish", str(place / "run"), "--version", "7", *store, *more, "--device", "cpu"])
+
+
+def test_a_run_becomes_a_directory_of_the_model_store(place, capsys):
+    notes = place / "notes.md"
+    notes.write_text("## Limits\n\nTiny.\n")
+    assert publish(place, "--data", str(place / "data"), "--notes", str(notes)) == 0
+    directory = place / "store" / "tiny" / "7"
+    captioner = Captioner.load(directory)
+    captioner.check_golden()
+    assert captioner.manifest.version == "7"
+    assert captioner.manifest.scores["dev"]["images"] == 2
+    card = (directory / "CARD.md").read_text()
+    assert "# tiny, version 7" in card
+    assert "| cider |" in card
+    assert "## Limits\n\nTiny." in card
+    assert str(directory) in capsys.readouterr().out
+
+
+def test_a_version_is_published_once(place, capsys):
+    assert publish(place) == 0
+    assert publish(place) == 1
+    assert "publish under a new version" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("wrong", [["--name", "../tiny"], ["--name", "My photos"]])
+def test_a_name_that_is_no_directory_is_refused(place, capsys, wrong):
+    assert publish(place, *wrong) == 1
+    assert "cannot be published" in capsys.readouterr().err
+    assert not (place / "store").exists()
+
+
+def test_a_checkpoint_can_be_given_another_name(place):
+    assert publish(place, "--name", "mine") == 0
+    assert Captioner.load(place / "store" / "mine" / "7").manifest.name == "mine"
+
+
+def test_a_search_that_did_better_on_dev_can_be_published(place):
+    asked = "--beam-width 2 --length-penalty 1.5 --no-repeat-ngram-size 2"
+    assert publish(place, *asked.split()) == 0
+    directory = place / "store" / "tiny" / "7"
+    search = Captioner.load(directory).manifest.search
+    assert (search.beam_width, search.length_penalty, search.max_words) == (2, 1.5, 8)
+    assert search.no_repeat_ngram_size == 2
+    card = (directory / "CARD.md").read_text()
+    assert "width 2, length penalty 1.5, no 2 words in a row twice." in card
+
+
+def test_a_search_that_is_impossible_is_refused(place, capsys):
+    assert publish(place, "--no-repeat-ngram-size", "1") == 1
+    assert "no_repeat_ngram_size is 0, or 2 and more" in capsys.readouterr().err
+
+
+def test_evaluate_scores_a_split_and_writes_the_captions(place, capsys):
+    publish(place)
+    captions, scores = place / "captions.jsonl", place / "scores.json"
+    arguments = ["evaluate", str(place / "store/tiny/7"), "--data", str(place / "data")]
+    written = ["--captions", str(captions), "--json", str(scores), "--device", "cpu"]
+    assert main([*arguments, *written]) == 0
+    printed = capsys.readouterr().out
+    for part in ("BLEU-4", "ROUGE-L", "CIDEr", "95 %", "lower-alphanumeric", "copied"):
+        assert part in printed
+    lines = [json.loads(line) for line in captions.read_text().splitlines()]
+    assert [line["image"] for line in lines] == ["dev0.png", "dev1.png"]
+    assert json.loads(scores.read_text())["images"] == 2
+    assert json.loads(scores.read_text())["precision"] == "float32"
+    references = str(place / "data" / "Flickr8k.token.txt")
+    assert main(["score", str(captions), "--references", references]) == 0
+    value = f"{json.loads(scores.read_text())['cider']['value']:.3f}"
+    assert value in capsys.readouterr().out
+
+
+def test_evaluate_scores_what_a_service_in_bfloat16_says(place, capsys):
+    publish(place)
+    arguments = ["evaluate", str(place / "store/tiny/7"), "--data", str(place / "data")]
+    computes = fused.available() and fused.computes(torch.bfloat16)
+    asked = [*arguments, "--device", "cpu", "--precision", "bfloat16"]
+    assert main(asked) == (0 if computes else 1)
+    printed = capsys.readouterr()
+    assert "on dev, bfloat16" in printed.out if computes else "choose float32" in printed.err
+
+
+def test_evaluate_reads_any_split_of_the_layout(place, capsys):
+    publish(place)
+    lists = place / "data"
+    (lists / "Flickr_8k.heldImages.txt").write_text("train0.png\ndev1.png\ntrain3.png\n")
+    arguments = ["evaluate", str(place / "store/tiny/7"), "--data", str(lists), "--device", "cpu"]
+    assert main([*arguments, "--split", "held", "--beam-width", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert "3 images" in printed
+    assert "beam_width=1" in printed
+    assert main([*arguments, "--split", "nowhere"]) == 1
+    assert "held" in capsys.readouterr().err
+
+
+def test_held_back_images_are_scored_where_no_training_image_is_at_hand(place, capsys):
+    publish(place)
+    data = place / "data"
+    for path in (data / "Flicker8k_Dataset").glob("train*.png"):
+        path.unlink()
+    (data / "Flickr_8k.devImages.txt").rename(data / "Flickr_8k.testImages.txt")
+    arguments = ["evaluate", str(place / "store/tiny/7"), "--data", str(data), "--device", "cpu"]
+    assert main([*arguments, "--split", "test"]) == 0
+    assert "copied from training" in capsys.readouterr().out
+
+
+def test_prepare_describes_what_it_found(place, capsys):
+    arguments = ["prepare", "--data", str(place / "data"), "--cache", str(place / "cache")]
+    assert main([*arguments, "--size-px", "64"]) == 0
+    assert "train: 4 images, 8 captions of 5.5 words" in capsys.readouterr().out
+    assert len(list((place / "cache").glob("images-*.npy"))) == 2
+
+
+def test_the_golden_image_is_always_the_same():
+    assert draw_golden_image() == draw_golden_image()

@@ -1,0 +1,1 @@
+"""Everything that is wrong with a data directory, and what to do."""

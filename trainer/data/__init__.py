@@ -1,0 +1,1 @@
+"""Splits of captioned images, in Flickr8k's layout or in shards, and their arrays."""

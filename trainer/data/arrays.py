@@ -1,0 +1,173 @@
+"""Splits -> fitted images and features: computed once into a cache, or read from shards.
+
+N images of a split, S side of the square, R regions, D feature width. Every array ``<key>.npy`` has
+a neighbour ``<key>.json`` that says what it holds; a key is a hash of all that went in.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from tqdm import tqdm
+
+from app.captioner import image
+from app.captioner.errors import ImageError
+from app.captioner.manifest import ImageGeometry
+from app.captioner.network import Encoder
+from trainer.data.flickr8k import Example, Split
+from trainer.data.pixels import MAX_PIXELS
+from trainer.data.shards import Member
+from trainer.errors import DataError
+
+ENCODE_BATCH = 32
+
+
+def fitted_images(split: Split, geometry: ImageGeometry, cache: Path) -> npt.NDArray[np.uint8]:
+    """Give the split's images as the network's squares, decoded once.
+
+    Returns:
+        uint8 ``(N, 3, S, S)``, mapped from the cache, read only.
+
+    Raises:
+        DataError: an image cannot be read; the message names it.
+    """
+    about = {"images": split.sha256, "geometry": geometry.model_dump()}
+    shape = (len(split.examples), 3, geometry.size_px, geometry.size_px)
+
+    def fill(array: npt.NDArray[Any]) -> None:
+        for index, example in enumerate(tqdm(split.examples, f"images {split.name}", unit="image")):
+            array[index] = _fitted(example.path, geometry)
+
+    return _cached(cache, f"images-{split.name}", about, shape, dtype=np.uint8, fill=fill)
+
+
+class Images(Protocol):
+    """The images of a split as the network's squares, uint8 ``(N, 3, S, S)``."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Give N, 3, S, S."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: Any, /) -> Any: ...
+
+
+class ShardedImages:
+    """Images that stay in their shards, decoded in threads whenever they are asked for."""
+
+    def __init__(self, split: Split, geometry: ImageGeometry) -> None:
+        self._examples, self._geometry = split.examples, geometry
+        self._threads = ThreadPoolExecutor()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Give N, 3, S, S."""
+        return len(self), 3, self._geometry.size_px, self._geometry.size_px
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def __getitem__(self, index: int | slice, /) -> npt.NDArray[np.uint8]:
+        """Give one image, or a few of them.
+
+        Raises:
+            DataError: an image cannot be read; the message names it.
+        """
+        if isinstance(index, slice):
+            return np.stack(list(self._threads.map(self._fitted, self._examples[index])))
+        return self._fitted(self._examples[index])
+
+    def _fitted(self, example: Example) -> npt.NDArray[np.uint8]:
+        return _fitted(example.path, self._geometry)
+
+
+def open_images(split: Split, geometry: ImageGeometry, cache: Path) -> Images:
+    """Give the split's images as squares: from the cache, or from shards as they are needed."""
+    sharded = split.sharded
+    return ShardedImages(split, geometry) if sharded else fitted_images(split, geometry, cache)
+
+
+def encoded_features(
+    images_N3SS: Images, encoder: Encoder, split: Split, cache: Path
+) -> npt.NDArray[np.float16]:
+    """Give the features of all images under a frozen encoder, computed once.
+
+    Returns:
+        float16 ``(N, R, D)``, mapped from the cache, read only.
+    """
+    about = {
+        "images": split.sha256,
+        "size_px": images_N3SS.shape[-1],
+        "encoder": encoder_sha256(encoder),
+    }
+    shape = (len(images_N3SS), *encode(encoder, images_N3SS[:1]).shape[1:])
+
+    def fill(array: npt.NDArray[Any]) -> None:
+        starts = range(0, len(images_N3SS), ENCODE_BATCH)
+        for start in tqdm(starts, f"features {split.name}", unit="batch"):
+            stop = start + ENCODE_BATCH
+            array[start:stop] = encode(encoder, images_N3SS[start:stop]).cpu().numpy()
+
+    return _cached(cache, f"features-{split.name}", about, shape, dtype=np.float16, fill=fill)
+
+
+@torch.inference_mode()
+def encode(encoder: Encoder, images_N3SS: npt.NDArray[np.uint8]) -> torch.Tensor:
+    """Return ``features_NRD`` of a few images, on the encoder's device, in evaluation mode."""
+    images = torch.from_numpy(np.array(images_N3SS)).to(encoder.mean.device)
+    features: torch.Tensor = encoder.eval()(images)
+    return features
+
+
+def encoder_sha256(encoder: Encoder) -> str:
+    """Hash an encoder's weights."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(encoder.state_dict().items()):
+        digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _fitted(path: Path | Member, geometry: ImageGeometry) -> npt.NDArray[np.uint8]:
+    try:
+        image_CHW = image.decode(
+            path.read_bytes(), at_least_px=geometry.size_px, max_pixels=MAX_PIXELS
+        )
+    except ImageError as error:
+        raise DataError(
+            f"{path} cannot be used: {error} Replace it or take it off its list"
+        ) from None
+    array: npt.NDArray[np.uint8] = image.fit(
+        image_CHW, size_px=geometry.size_px, how=geometry.fit
+    ).numpy()
+    return array
+
+
+def _cached(
+    cache: Path,
+    kind: str,
+    about: dict[str, Any],
+    shape: tuple[int, ...],
+    *,
+    dtype: Any,
+    fill: Callable[[npt.NDArray[Any]], None],
+) -> npt.NDArray[Any]:
+    """Map an array that exists, or fill it under another name first and then rename it."""
+    key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+    path = cache / f"{kind}-{key}.npy"
+    if not path.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_suffix(".unfinished")
+        array = np.lib.format.open_memmap(unfinished, mode="w+", dtype=dtype, shape=shape)
+        fill(array)
+        array.flush()
+        described = {**about, "shape": shape, "dtype": np.dtype(dtype).name}
+        path.with_suffix(".json").write_text(json.dumps(described, indent=2) + "\n")
+        unfinished.rename(path)
+    return np.load(path, mmap_mode="r")  # type: ignore[no-any-return]

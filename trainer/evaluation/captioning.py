@@ -1,0 +1,92 @@
+"""A checkpoint captions a split the way the service does, and the captions are scored."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from torch import Tensor
+from tqdm import tqdm
+
+from app.captioner.captions import Caption
+from app.captioner.errors import ImageError
+from app.captioner.pipeline import Captioner
+from trainer.data.flickr8k import TOKEN_FILE, Example, Split, list_path, split_names
+from trainer.data.pixels import MAX_PIXELS
+from trainer.data.text_files import read_captions, read_list
+from trainer.errors import DataError
+from trainer.scoring.scores import Scores, score
+
+BATCH_IMAGES = 16
+
+
+def evaluate(
+    captioner: Captioner, split: Split, *, training: Sequence[str] | None = None
+) -> tuple[Scores, dict[str, str]]:
+    """Caption every image of a split the way the service does, and score the best captions.
+
+    Args:
+        captioner: the checkpoint, loaded.
+        split: images and references.
+        training: captions of the training split; where given, those copied from it are counted.
+
+    Returns:
+        The scores, and image -> caption.
+
+    Raises:
+        DataError: an image cannot be read; the message names it.
+    """
+    candidates = caption_texts(caption_split(captioner, split))
+    return score_split(candidates, split, training=training), candidates
+
+
+def caption_split(captioner: Captioner, split: Split) -> dict[str, Caption]:
+    """Give the best caption of every image of a split.
+
+    Raises:
+        DataError: an image cannot be read; the message names it.
+    """
+    return dict(_captions(captioner, split))
+
+
+def caption_texts(captions: Mapping[str, Caption]) -> dict[str, str]:
+    """Take the words of captions."""
+    return {image: caption.text for image, caption in captions.items()}
+
+
+def score_split(
+    candidates: Mapping[str, str], split: Split, *, training: Sequence[str] | None
+) -> Scores:
+    """Score captions of all images of a split."""
+    return score(candidates, references_of(split), training=training)
+
+
+def references_of(split: Split) -> dict[str, tuple[str, ...]]:
+    """Give the captions people wrote for each image."""
+    return {example.image: example.captions for example in split.examples}
+
+
+def _captions(captioner: Captioner, split: Split) -> Iterator[tuple[str, Caption]]:
+    examples = split.examples
+    starts = range(0, len(examples), BATCH_IMAGES)
+    for start in tqdm(starts, f"captions {split.name}", unit="batch"):
+        batch = examples[start : start + BATCH_IMAGES]
+        found = captioner.caption([_read(captioner, example) for example in batch])
+        for example, candidates in zip(batch, found, strict=True):
+            yield example.image, candidates[0]
+
+
+def _read(captioner: Captioner, example: Example) -> Tensor:
+    try:
+        return captioner.read(example.path.read_bytes(), max_pixels=MAX_PIXELS)
+    except ImageError as error:
+        raise DataError(f"{example.path} cannot be used: {error}") from None
+
+
+def training_captions(data: Path, *, evaluated: str) -> list[str] | None:
+    """Read what training was told, if the directory has the list and it is not what is evaluated.
+
+    The training images need not be there: whoever scores held-back images has no use for them.
+    """
+    if evaluated == "train" or "train" not in split_names(data):
+        return None
+    captions = read_captions(data / TOKEN_FILE)
+    return [text for name in read_list(list_path(data, "train")) for text in captions.get(name, ())]

@@ -1,0 +1,1 @@
+"""A trained checkpoint -> a directory of the model store, with golden caption and card."""

@@ -1,0 +1,83 @@
+"""The model card of a published checkpoint, in Markdown.
+
+Reference: Mitchell et al. 2019, "Model cards for model reporting".
+"""
+
+import json
+from typing import Any
+
+from app.captioner.checkpoint import Checkpoint
+
+
+def card(published: Checkpoint, notes: str) -> str:
+    """Write the model card: what a stranger must know before using the captions."""
+    manifest = published.manifest
+    parts = [
+        f"# {manifest.name}, version {manifest.version}",
+        _network_text(published),
+        "## Scores\n\n" + (_score_tables(manifest.scores) or "None were computed."),
+        "## Data\n\n" + _bullets(manifest.data),
+        notes.strip(),
+        f"## Recipe\n\n```json\n{json.dumps(manifest.recipe, indent=2)}\n```",
+        f"## Versions\n\nSource commit {manifest.source_commit or 'unknown'}. "
+        + ", ".join(f"{name} {number}" for name, number in manifest.versions.items())
+        + ".",
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _network_text(published: Checkpoint) -> str:
+    architecture, image = published.manifest.architecture, published.manifest.image
+    search = published.manifest.search
+    parameters = sum(tensor.numel() for tensor in published.network.parameters()) / 1e6
+    return (
+        f"Encoder {architecture.encoder} ({architecture.features}), decoder "
+        f"{architecture.decoder}, {parameters:.1f} million parameters, "
+        f"{architecture.words} word ids. Images are fitted to {image.size_px} px ({image.fit}). "
+        f"Beam search of width {search.beam_width}, length penalty {search.length_penalty:g}"
+        f"{_repeats_text(search.no_repeat_ngram_size)}."
+    )
+
+
+def _repeats_text(size: int) -> str:
+    return f", no {size} words in a row twice" if size else ""
+
+
+def _score_tables(scores: dict[str, Any]) -> str:
+    return "\n\n".join(
+        _score_table(split, values)
+        for split, values in scores.items()
+        if isinstance(values, dict) and "cider" in values
+    )
+
+
+def _score_table(split: str, values: dict[str, Any]) -> str:
+    metrics = ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider")
+    rows = [
+        f"| {name} | {values[name]['value']:.3f} | "
+        f"{values[name]['low']:.3f} to {values[name]['high']:.3f} |"
+        for name in metrics
+    ]
+    statistics = values.get("caption_statistics") or values["habits"]  # the name before 0.2.0
+    counts = ", ".join(f"{name} {_short(value)}" for name, value in statistics.items())
+    origin = f"{values['images']} images, tokeniser {values['tokeniser']}, {values['scorer']}"
+    return "\n".join(
+        [
+            f"On {split}: {origin}.\n",
+            "| metric | value | 95 % interval |",
+            "|---|---|---|",
+            *rows,
+            f"\n{counts}",
+        ]
+    )
+
+
+def _short(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:g}"
+
+
+def _bullets(data: dict[str, Any]) -> str:
+    return "\n".join(
+        f"- {name}: " + ", ".join(f"{key} {value}" for key, value in about.items())
+        for name, about in data.items()
+    )

@@ -1,0 +1,212 @@
+"""Recipes: TOML files that say everything about a training run. Unknown keys are refused."""
+
+import tomllib
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from app.captioner.beam import SearchOptions
+from app.captioner.manifest import BoundedSearch, ImageGeometry, Name
+from app.captioner.network import Architecture
+from trainer.errors import RecipeError
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class VocabularyOptions(_Part):
+    """Which words the network knows.
+
+    Attributes:
+        min_count: a word is known when the training captions hold it so often.
+        max_words: longer training captions are truncated there and never taught to end.
+    """
+
+    min_count: int = Field(default=5, ge=1)
+    max_words: int = Field(default=20, ge=1)
+
+
+_KIND_DEFAULTS: dict[str, dict[str, Any]] = {
+    "self_critical": {"learning_rate": 5e-5, "label_smoothing": 0.0, "schedule": "constant"},
+    "average": {"epochs": 1},
+}
+_KINDS_OF = {
+    "samples_per_image": "self_critical",
+    "temperature": "self_critical",
+    "cross_entropy_share": "self_critical",
+    "starts_from": "self_critical",
+    "guard_margin": "self_critical",
+    "averaged_epochs": "average",
+    "averaged_by": "average",
+}
+
+
+class Stage(_Part):
+    """A part of training with its own rates; a run goes through its stages in order.
+
+    Attributes:
+        kind: ``cached`` trains the decoder on features computed once; ``fine_tune`` trains the
+            encoder's last blocks too, on augmented images; ``self_critical`` raises the CIDEr-D of
+            captions it draws itself; ``average`` takes no step, it tries the mean of earlier
+            epochs' weights.
+        epochs: passes over the training images.
+        batch_images: images of a step; each comes with its captions.
+        learning_rate: peak rate of the decoder (Adam), 5e-5 by default in ``self_critical``. It
+            warms up over `warmup_steps`.
+        schedule: after the warm-up, ``cosine`` falls to zero along half a cosine (Loshchilov and
+            Hutter 2017), ``constant`` stays, the default of ``self_critical``.
+        encoder_learning_rate: peak rate of the encoder, ``fine_tune`` and ``self_critical`` only.
+        unfrozen_blocks: how many of the encoder's last blocks learn, likewise. Their batch-norm
+            statistics stay fixed. A ``self_critical`` stage with 0 works on cached features.
+        warmup_steps: steps until the peak rate.
+        label_smoothing: Szegedy et al. 2016, section 7; 0 by default in ``self_critical``.
+        dropout: in place of the network's own.
+        weight_decay: decoupled (AdamW).
+        max_gradient_norm: gradients are clipped to this 2-norm.
+        ema_decay: above 0, dev sees the exponential moving average of the weights with this decay
+            per step, and so do the best checkpoint and the next stage.
+        samples_per_image: captions drawn per image and step, ``self_critical`` only.
+        temperature: of the distribution that they are drawn from, likewise.
+        cross_entropy_share: share of the cross-entropy on a reference per image, likewise.
+        starts_from: the ``best`` weights so far by dev CIDEr, or the ``last``, likewise.
+        guard_margin: where dev CIDEr falls further than this below the best, likewise, the best
+            weights come back and the rate is halved.
+        averaged_epochs: how many epochs to average, ``average`` only.
+        averaged_by: the ``best`` ones by dev CIDEr, the ``last`` ones, or the last ones of as many
+            ``stages``, ``average`` only. The checkpoint a run started from counts as a stage.
+    """
+
+    kind: Literal["cached", "fine_tune", "self_critical", "average"]
+    epochs: int = Field(ge=1)
+    batch_images: int = Field(default=32, ge=1)
+    learning_rate: float = Field(default=5e-4, gt=0)
+    schedule: Literal["cosine", "constant"] = "cosine"
+    encoder_learning_rate: float = Field(default=0.0, ge=0)
+    unfrozen_blocks: int = Field(default=0, ge=0)
+    warmup_steps: int = Field(default=100, ge=0)
+    label_smoothing: float = Field(default=0.1, ge=0, lt=1)
+    dropout: float | None = Field(default=None, ge=0, lt=1)
+    weight_decay: float = Field(default=0.0, ge=0)
+    max_gradient_norm: float = Field(default=5.0, gt=0)
+    ema_decay: float = Field(default=0.0, ge=0, lt=1)
+    samples_per_image: int = Field(default=5, ge=2)
+    temperature: float = Field(default=1.0, gt=0)
+    cross_entropy_share: float = Field(default=0.1, ge=0, lt=1)
+    starts_from: Literal["best", "last"] = "best"
+    guard_margin: float = Field(default=0.03, gt=0)
+    averaged_epochs: int = Field(default=3, ge=2)
+    averaged_by: Literal["best", "last", "stages"] = "best"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_the_kind(cls, fields: Any) -> Any:
+        if not isinstance(fields, dict):
+            return fields
+        return {**_KIND_DEFAULTS.get(fields.get("kind", ""), {}), **fields}
+
+    @model_validator(mode="after")
+    def _encoder_rates_fit_the_kind(self) -> Self:
+        tunes = self.encoder_learning_rate > 0 and self.unfrozen_blocks > 0
+        rests = self.encoder_learning_rate == 0 and self.unfrozen_blocks == 0
+        if self.kind == "fine_tune" and not tunes:
+            raise ValueError("fine_tune needs encoder_learning_rate and unfrozen_blocks above 0")
+        if self.kind == "self_critical" and not (tunes or rests):
+            raise ValueError("give encoder_learning_rate and unfrozen_blocks together, or neither")
+        if self.kind in {"cached", "average"} and not rests:
+            raise ValueError(
+                f"{self.kind} trains no encoder: leave out its rate and unfrozen_blocks"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _keys_fit_the_kind(self) -> Self:
+        fields = type(self).model_fields
+        for name, kind in _KINDS_OF.items():
+            if self.kind != kind and getattr(self, name) != fields[name].default:
+                raise ValueError(f"{name} belongs to {kind}, not to {self.kind}: leave it out")
+        if self.kind == "average" and self.epochs != 1:
+            raise ValueError("average takes one look, not epochs: leave them out")
+        return self
+
+
+class Network(_Part):
+    """The architecture, but for what the data decides (the number of words)."""
+
+    encoder: str
+    features: Literal["grid", "vector"] = "grid"
+    decoder: Literal["merge", "inject", "attention"] = "attention"
+    embedding_width: int = 512
+    hidden_width: int = 512
+    whole_image: bool = False
+    dropout: float = 0.5
+
+    def architecture(self, words: int) -> Architecture:
+        """Complete the architecture with the number of word ids."""
+        return Architecture(words=words, **self.model_dump())
+
+
+class Recipe(_Part):
+    """A whole run.
+
+    Attributes:
+        name: of the checkpoint.
+        seed: of weights, order, dropout and augmentation.
+        captions_per_image: captions of an image per epoch; of more, a random choice is taken.
+    """
+
+    name: Name
+    seed: int = Field(default=1, ge=0)
+    captions_per_image: int = Field(default=5, ge=1)
+    network: Network
+    image: ImageGeometry
+    vocabulary: VocabularyOptions = VocabularyOptions()
+    search: BoundedSearch = SearchOptions()
+    stages: tuple[Stage, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _architecture_is_possible(self) -> Self:
+        self.network.architecture(words=5)
+        return self
+
+
+def read_recipe(path: Path, *, changes: list[str] | None = None) -> Recipe:
+    """Read a recipe.
+
+    Args:
+        path: the TOML file.
+        changes: ``key=value`` or ``stages.0.epochs=3``, values in TOML, applied on top.
+
+    Raises:
+        RecipeError: the file cannot be read, a key is unknown, a value is out of range.
+    """
+    try:
+        fields = tomllib.loads(path.read_text(encoding="utf-8"))
+        for change in changes or []:
+            _apply(fields, change)
+        return Recipe.model_validate(fields)
+    except ValidationError as error:
+        raise RecipeError(f"recipe {path}: {_explain(error)}") from None
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"recipe {path} cannot be read: {error}") from None
+
+
+def _apply(fields: dict[str, Any], change: str) -> None:
+    key, equals, value = change.partition("=")
+    if not equals:
+        raise ValueError(f"expected key=value, got {change!r}")
+    *parents, last = key.strip().split(".")
+    place: Any = fields
+    try:
+        for name in parents:
+            place = place[int(name)] if isinstance(place, list) else place.setdefault(name, {})
+        place[last] = tomllib.loads(f"value = {value}")["value"]
+    except (IndexError, AttributeError, TypeError):
+        raise ValueError(f"{key!r} leads nowhere in this recipe") from None
+
+
+def _explain(error: ValidationError) -> str:
+    return "; ".join(
+        f"{'.'.join(map(str, item['loc'])) or 'recipe'}: {item['msg']}" for item in error.errors()
+    )
