@@ -2,23 +2,30 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PROJECT := pyproject.toml app/captioner/steps.c
+PROJECT := pyproject.toml constraints.txt
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
 # setuptools warns that it might one day read pyproject.toml in another way
-INSTALL := PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --editable
+INSTALL := PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
+# `serve` takes torch only where a driver of NVIDIA's could use it; `make serve NVIDIA=` never does.
+NVIDIA ?= $(wildcard /dev/nvidiactl)
+ENGINE := $(if $(NVIDIA),gpu,cpu)
+EXTRA_gpu := [gpu]
+TOLD_gpu := for the GPU of $(NVIDIA): with the extra 'gpu', torch
+TOLD_cpu := for the CPU: there is no /dev/nvidiactl
+LONG := long or gpu
 ARGS ?=
 IMAGE ?= caption-service
 
-.PHONY: help serve test check train bench image clean
+.PHONY: help serve test test-all check train bench image constraints openapi clean
 
 help:  ## list the verbs
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
 
-$(VENV)/.serve: $(PROJECT) | $(BIN)/python
-	$(INSTALL) .
+$(VENV)/.cpu $(VENV)/.gpu: $(PROJECT) | $(BIN)/python
+	$(INSTALL) '.$(EXTRA_$(ENGINE))'
 	@touch $@
 
 $(VENV)/.train: $(PROJECT) | $(BIN)/python
@@ -33,10 +40,16 @@ $(VENV)/.bench: $(PROJECT) | $(BIN)/python
 	$(INSTALL) '.[bench]'
 	@touch $@
 
-serve: $(VENV)/.serve  ## install and start the service with the shipped checkpoint
+serve: $(VENV)/.$(ENGINE)  ## install and start the service with the shipped checkpoint
+	@echo "Installed $(TOLD_$(ENGINE))." >&2
 	$(BIN)/caption-service serve $(ARGS)
 
-test: $(VENV)/.dev  ## run the tests
+# A core for each of the two: torch's threads would wait for one another by spinning.
+test: $(VENV)/.dev  ## run the tests but the long ones
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not ($(LONG))" $(ARGS)
+	@echo "Left out: the long tests (soak, rollout, balancer, distributed training, kill at any change, ...). make test-all runs them too."
+
+test-all: $(VENV)/.dev  ## run every test, as CI does
 	$(BIN)/python -m pytest $(ARGS)
 
 check: $(VENV)/.dev  ## lint, format check, types, layers
@@ -51,8 +64,14 @@ train: $(VENV)/.train  ## run the trainer: make train ARGS="fit --help"
 bench: $(VENV)/.bench  ## run the benchmarks
 	$(BIN)/python benchmarks/limit.py $(ARGS)
 
-image: ## build the container image
-	docker build --tag $(IMAGE) .
+image:  ## build the container image for a CPU; ARGS="--target gpu" for a GPU
+	docker build --tag $(IMAGE) $(ARGS) .
 
-clean: ## remove the virtual environment and caches
+constraints: | $(BIN)/python  ## write constraints.txt anew, with the newest versions that fit
+	$(BIN)/python .ci/constraints.py
+
+openapi: $(VENV)/.dev  ## write docs/openapi.json anew
+	PYTHONPATH=. $(BIN)/python .ci/openapi.py
+
+clean:  ## remove the virtual environment and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache *.egg-info

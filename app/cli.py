@@ -92,7 +92,7 @@ def _tell(
     except (OSError, ImageError) as error:
         _complain(f"{photo}: {error.strerror if isinstance(error, OSError) else error}")
         return False
-    show(photo, captioner.caption([image])[0][:n_best])
+    show(photo, captioner.caption([image]).captions[0][:n_best])
     return True
 
 

@@ -15,7 +15,7 @@ from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 
 from app import server
-from app.loading import load_captioner_apart
+from app.loading import load_captioner
 from app.observability import logs
 from app.observability.metrics import Metrics
 from app.observability.request_log import RequestLog
@@ -29,8 +29,8 @@ from app.web.problems import Problems
 from app.web.routes import AppState
 
 if TYPE_CHECKING:
-    from app.captioner.decoders import Decoders
-    from app.captioner.pipeline import Captioner
+    from app.captioner.image.decode_processes import DecodeProcesses
+    from app.serving.captioner import Captioner
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
@@ -70,13 +70,13 @@ def create_app(settings: Settings, *, captioner: "Captioner | None" = None) -> F
 
 
 def _loader(settings: Settings, captioner: "Captioner | None") -> "Callable[[], Captioner]":
-    return partial(load_captioner_apart, settings) if captioner is None else lambda: captioner
+    return partial(load_captioner, settings) if captioner is None else lambda: captioner
 
 
-def _decoders(settings: Settings, metrics: Metrics) -> "Decoders":
-    from app.captioner.decoders import Decoders  # noqa: PLC0415 - brings Pillow
+def _decoders(settings: Settings, metrics: Metrics) -> "DecodeProcesses":
+    from app.captioner.image.decode_processes import DecodeProcesses  # noqa: PLC0415 - brings Pillow
 
-    return Decoders(
+    return DecodeProcesses(
         settings.decode_processes,
         budget_s=settings.decode_cpu_s,
         max_bytes=settings.max_upload_bytes,
@@ -106,7 +106,7 @@ def _app_state(
     settings: Settings,
     load: "Callable[[], Captioner]",
     metrics: Metrics,
-    decoders: "Decoders | None",
+    decoders: "DecodeProcesses | None",
 ) -> AppState:
     health = Health(stuck_after_s=settings.stuck_after_s)
     service = CaptionService(

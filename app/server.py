@@ -28,7 +28,7 @@ log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 _TICK_S = 0.5
 _LAST_WORDS_S = 1.0  # a failed process lives that long, so that a probe can read the reason
 # How long an end may take, whatever hangs:
-_FAILED_PATIENCE_S = 2  # what a failed process still has under way
+_FAILED_DRAIN_S = 2  # what a failed process still has under way
 _FAILED_END_S = 8.0  # a failed process in all
 _DRAINED_END_S = 8.0  # a drained one, after all that it may wait for
 _EXIT_S = 5.0  # Python, after the loop
@@ -192,7 +192,7 @@ class _Ending:
         self._limit.start(_FAILED_END_S)
         log.error("giving_up", reason=reason)
         await asyncio.sleep(_LAST_WORDS_S)
-        self._server.config.timeout_graceful_shutdown = _FAILED_PATIENCE_S
+        self._server.config.timeout_graceful_shutdown = _FAILED_DRAIN_S
         self._server.should_exit = True
 
     def _failure(self) -> str:

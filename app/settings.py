@@ -21,6 +21,8 @@ _SERVICE_LINK = re.compile(
 )
 _KEY = re.compile(r"[\x21-\x7e]+")
 
+MOST_WORKERS = 32
+"""Batches side by side: each has a copy of the network."""
 Count = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -36,9 +38,9 @@ class Settings(BaseSettings):
         env_prefix=PREFIX, env_ignore_empty=True, frozen=True, extra="forbid"
     )
 
-    checkpoint: Path = Path("model_store/flickr8k-mobilenetv2/4")
+    checkpoint: Path = Path("model_store/flickr8k-mobilenetv2/5")
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -58,8 +60,7 @@ class Settings(BaseSettings):
     max_batch: Count = 8
     decode_processes: Count = 2
     decode_cpu_s: Seconds = 3.0
-    torch_threads: Annotated[int, Field(ge=0)] = 0
-    lane_processes: bool = True
+    inference_threads: Annotated[int, Field(ge=0, le=MOST_WORKERS)] = 0
     result_cache_entries: Annotated[int, Field(ge=0)] = 0
 
     head_timeout_s: Seconds = 20.0

@@ -9,6 +9,7 @@ Run: .venv/bin/python benchmarks/alternatives.py --cache /tmp/peers photo.jpg
 
 import argparse
 import json
+import math
 import os
 import resource
 import subprocess
@@ -23,6 +24,8 @@ from shipped import PROJECT_ROOT, SHIPPED
 
 BEAMS = 3
 NAMES = ("captioner", "blip-base")
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+"""What a batch norm has seen; no parameters."""
 
 
 # --- in the child -------------------------------------------------------------------------------
@@ -31,15 +34,28 @@ NAMES = ("captioner", "blip-base")
 def run_captioner(args: argparse.Namespace) -> dict[str, Any]:
     """Load our checkpoint, read the photo and caption it, at each batch size."""
     from app.captioner.pipeline import Captioner  # noqa: PLC0415 - the other child needs none
+    from limit import MAX_PIXELS, side_by_side  # noqa: PLC0415
 
-    captioner = Captioner.load(args.checkpoint)
+    captioner = Captioner.load(args.checkpoint, precision="float32", workers=args.threads)
     data = args.photo.read_bytes()
 
     def caption(batch: int) -> int:
-        images = [captioner.read(data, max_pixels=100_000_000) for _ in range(batch)]
-        return len(captioner.caption(images)[0][0].words)
+        images = [captioner.read(data, max_pixels=MAX_PIXELS) for _ in range(batch)]
+        return len(side_by_side(captioner, images)[0][0].words)
 
-    return _measured(args, caption, captioner.network.parameters())
+    return _measured(args, caption, parameters_of(args.checkpoint))
+
+
+def parameters_of(directory: Path) -> int:
+    """Count the numbers of a checkpoint's weights."""
+    from app.captioner import tensors  # noqa: PLC0415
+
+    places = tensors.layout((directory / "weights.safetensors").read_bytes())
+    return sum(
+        math.prod(place.shape)
+        for name, place in places.items()
+        if name != tensors.GRAPH_CONSTANTS and not name.endswith(STATISTICS)
+    )
 
 
 def run_blip(args: argparse.Namespace) -> dict[str, Any]:
@@ -63,17 +79,17 @@ def run_blip(args: argparse.Namespace) -> dict[str, Any]:
         network.generate(pixels, num_beams=BEAMS, min_new_tokens=tokens, max_new_tokens=tokens)
         return int(args.words)
 
-    return _measured(args, caption, network.parameters())
+    return _measured(args, caption, sum(each.numel() for each in network.parameters()))
 
 
 def _measured(
-    args: argparse.Namespace, caption: Callable[[int], int], parameters: Any
+    args: argparse.Namespace, caption: Callable[[int], int], parameters: int
 ) -> dict[str, Any]:
     words = caption(1)
     seconds = {batch: _median_s(caption, batch, args.repeats) for batch in args.batches}
     return {
         "words": words,
-        "parameters": sum(parameter.numel() for parameter in parameters),
+        "parameters": parameters,
         "ms": {batch: taken_s / batch * 1e3 for batch, taken_s in seconds.items()},
         "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10,
     }
@@ -100,6 +116,7 @@ def asked(name: str, python: Path, words: int, args: argparse.Namespace) -> dict
     """
     command = [python, __file__, args.photo, "--child", name, "--words", str(words)]
     command += ["--checkpoint", args.checkpoint, "--repeats", str(args.repeats)]
+    command += ["--threads", str(args.threads)]
     command += ["--batches", *map(str, args.batches)]
     threads = {"OMP_NUM_THREADS": str(args.threads), "PYTHONPATH": str(PROJECT_ROOT)}
     ran = subprocess.run(
@@ -172,7 +189,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of torch")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="cores that compute")
     parser.add_argument("--words", type=int, default=10, help=argparse.SUPPRESS)
     parser.add_argument("--child", choices=NAMES, help=argparse.SUPPRESS)
     result.add_output(parser)

@@ -24,12 +24,11 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from PIL import Image
 
 import result
-from app.captioner import decode, image
 from app.captioner.errors import ImageError
+from app.captioner.image import decode, fit
 
 MAX_PIXELS = 40_000_000
 MAX_BYTES = 20 * 2**20
@@ -472,10 +471,10 @@ def _here(data: bytes) -> tuple[float, float, str]:
 
 def _told(data: bytes) -> str:
     try:
-        image_CHW = image.decode(data, at_least_px=SIZE_PX, max_pixels=MAX_PIXELS)
+        pixels_HWC = decode.decode(data, at_least_px=SIZE_PX, max_pixels=MAX_PIXELS)
     except ImageError as error:
         return error.code
-    image.fit(image_CHW, size_px=SIZE_PX, how="squeeze")
+    fit.fit(pixels_HWC, size_px=SIZE_PX, how="squeeze")
     return "read"
 
 
@@ -524,7 +523,6 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     result.add_output(parser)
     args = parser.parse_args()
-    torch.set_num_threads(1)
     measured(_saved(Image.new("RGB", (300, 300)), "PNG"))
     tried = search(args.seconds, args.seed)
     worst = {

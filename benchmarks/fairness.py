@@ -29,6 +29,7 @@ import result
 from app.settings import PROJECT_ROOT, Settings
 from servers import (
     OURS,
+    THREADS,
     Conditions,
     Contender,
     Server,
@@ -290,7 +291,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("photos", type=Path, nargs="*", metavar="PHOTO", help="default: drawn")
     parser.add_argument("--checkpoint", type=absolute, default=PROJECT_ROOT / Settings().checkpoint)
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of torch")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help=THREADS)
     parser.add_argument("--size", type=int, default=640, help="long side of the photos, px")
     parser.add_argument("--seconds", type=float, default=10.0, help="alone, and beside each load")
     parser.add_argument("--polite", type=int, default=1, help="clients of the polite caller")

@@ -11,41 +11,42 @@ import math
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import NamedTuple, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import load
 import result
-from app.captioner import checkpoint
 from app.captioner.captions import Caption
-from app.captioner.device import Precision
-from app.captioner.pipeline import Captioner, fastest_precision
+from app.captioner.engines import gpu as gpu_engine
+from app.captioner.engines.engine import Precision
+from app.captioner.engines.torch_engine import stacked
+from app.captioner.image.decode import Pixels
+from app.captioner.model import torch_checkpoint
+from app.captioner.model.network import Network
+from app.captioner.pipeline import Captioner
 from app.settings import PROJECT_ROOT, Settings
-from limit import MAX_PIXELS, Step, filled, medians_ms, network_steps
+from limit import MAX_PIXELS, Step, captioning, filled, medians_ms, timed
 
 DEVICE = "cuda"
 MATMUL_WIDTH = 8192
 MATMULS = 20
-BATCHES_PER_LANE = 4
+BATCHES_SIDE_BY_SIDE = 4
 Row = dict[str, float]
 COLUMNS = {
-    "encode_per_s": ("encode/s", 10, ".0f"),
-    "search_per_s": ("search/s", 10, ".0f"),
+    "encoder_per_s": ("encoder/s", 11, ".0f"),
     "whole_per_s": ("whole/s", 10, ".0f"),
-    "lanes_per_s": ("lanes/s", 10, ".0f"),
+    "beside_per_s": ("beside/s", 10, ".0f"),
     "encode_part": ("encode", 8, ".0%"),
     "search_part": ("search", 8, ".0%"),
     "rest_part": ("rest", 8, ".0%"),
-    "encode_tflops": ("TFLOP/s", 9, ".2f"),
+    "encoder_tflops": ("TFLOP/s", 9, ".2f"),
     "of_matmul": ("/matmul", 9, ".2%"),
 }
-_RATED = ("encode", "search", "whole", "lanes")
+_RATED = ("encoder", "whole", "beside")
 
 
 def flops_per_image(encoder: nn.Module, size_px: int) -> int:
@@ -67,56 +68,68 @@ def flops_per_image(encoder: nn.Module, size_px: int) -> int:
 def matmul_flops_per_s(device: torch.device, width: int = MATMUL_WIDTH) -> float:
     """Measure a square product in half precision, after as many to warm up."""
     left, right = (torch.randn(width, width, device=device).half() for _ in range(2))
-    product = {"matmul": Step(lambda: left @ right, 1)}
-    medians_ms(product, MATMULS, device)
-    return 2 * width**3 / (medians_ms(product, MATMULS, device)["matmul"] / 1e3)
+
+    def product() -> None:
+        _ = left @ right
+        _wait_for(device)
+
+    steps = {width: timed("matmul", product, 1)}
+    medians_ms(steps, MATMULS)
+    return 2 * width**3 / (medians_ms(steps, MATMULS)[width]["matmul"] / 1e3)
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def stages_ms(
-    captioner: Captioner, images: Sequence[Tensor], batches: Sequence[int], repeats: int
-) -> dict[int, dict[str, float]]:
+    captioner: Captioner, network: Network, images: Sequence[Pixels], args: argparse.Namespace
+) -> dict[int, Row]:
     """Give the median milliseconds per image of each stage, by batch size; all take turns.
 
-    ``encode`` and ``search`` are started step by step, from what lies on the device. ``whole``
-    starts from images in the memory of the host and ends with sentences, ``encode_in_whole`` and
-    ``search_in_whole`` are its stages; ``lanes`` is the whole too, in as many threads as pay.
+    ``whole`` starts from images in the memory of the host and ends with sentences, ``encode`` and
+    ``search`` are its stages; ``beside`` is the whole too, in as many threads as pay. ``encoder``
+    is the network's alone, started kernel by kernel, from what lies on the device.
     """
-    told: dict[int, list[dict[str, float]]] = {batch: [] for batch in batches}
     steps: dict[tuple[int, str], Step] = {}
-    with ThreadPoolExecutor(captioner.lanes) as threads:
-        for batch in batches:
+    with ThreadPoolExecutor(captioner.engine.max_concurrent_batches) as threads:
+        for batch in args.batches:
             some = filled(images, batch)
-            steps |= {(batch, name): step for name, step in network_steps(captioner, some).items()}
-            steps[batch, "whole"] = Step(partial(_told, captioner, some, told[batch]), batch)
-            several = [some] * captioner.lanes * BATCHES_PER_LANE
-            in_lanes = partial(_all, threads, captioner, several)
-            steps[batch, "lanes"] = Step(in_lanes, batch * len(several))
+            steps[batch, "encoder"] = encoding(network, some)
+            steps[batch, "whole"] = captioning(captioner, some)
+            steps[batch, "beside"] = batches_beside(captioner, some, threads)
         for step in steps.values():
             step.run()  # first-time work: kernels are chosen by shape
-        taken_ms = medians_ms(steps, repeats, captioner.device)
-    rows: dict[int, dict[str, float]] = {batch: {} for batch in batches}
-    for (batch, name), taken in taken_ms.items():
-        rows[batch][name] = taken
-    for batch, runs in told.items():
-        for stage in ("encode", "search"):
-            stage_s = median(run[stage] for run in runs[-repeats:])
-            rows[batch][f"{stage}_in_whole"] = stage_s / batch * 1e3
+        taken_ms = medians_ms(steps, args.repeats)
+    rows: dict[int, Row] = {batch: {} for batch in args.batches}
+    for (batch, _), taken in taken_ms.items():
+        rows[batch] |= taken
     return rows
 
 
-def _told(captioner: Captioner, images: Sequence[Tensor], told: list[dict[str, float]]) -> None:
-    """Caption a batch, and note the seconds of its stages."""
-    stages_s: dict[str, float] = {}
+def encoding(network: Network, images: Sequence[Pixels]) -> Step:
+    """Time the encoder alone, of a batch that lies on the device."""
+    images_BCHW = stacked(images, network)
 
-    def note(stage: str, began_s: float, ended_s: float) -> None:
-        stages_s[stage] = ended_s - began_s
+    @torch.inference_mode()
+    def encode() -> None:
+        network.encoder(images_BCHW)
+        _wait_for(images_BCHW.device)
 
-    captioner.caption(images, on_stage=note)
-    told.append(stages_s)
+    return timed("encoder", encode, len(images))
 
 
-def _all(threads: ThreadPoolExecutor, captioner: Captioner, batches: list[list[Tensor]]) -> None:
-    list(threads.map(partial(captioner.caption, alone=False), batches))
+def batches_beside(
+    captioner: Captioner, images: Sequence[Pixels], threads: ThreadPoolExecutor
+) -> Step:
+    """Time several batches that are captioned side by side."""
+    batches = [images] * captioner.engine.max_concurrent_batches * BATCHES_SIDE_BY_SIDE
+    return timed(
+        "beside",
+        lambda: list(threads.map(captioner.caption, batches)),
+        len(images) * len(batches),
+    )
 
 
 def row_of(taken_ms: dict[str, float], flops: int, matmul: float) -> Row:
@@ -127,17 +140,15 @@ def row_of(taken_ms: dict[str, float], flops: int, matmul: float) -> Row:
         flops: of the encoder, for one image.
         matmul: FLOP/s of a large matrix product.
     """
-    encode_part, search_part = (
-        taken_ms[f"{name}_in_whole"] / taken_ms["whole"] for name in ("encode", "search")
-    )
+    encode_part, search_part = (taken_ms[name] / taken_ms["whole"] for name in ("encode", "search"))
     rates = {f"{name}_per_s": 1e3 / taken_ms[name] for name in _RATED}
     return {
         **rates,
         "encode_part": encode_part,
         "search_part": search_part,
         "rest_part": 1 - encode_part - search_part,
-        "encode_tflops": rates["encode_per_s"] * flops / 1e12,
-        "of_matmul": rates["encode_per_s"] * flops / matmul,
+        "encoder_tflops": rates["encoder_per_s"] * flops / 1e12,
+        "of_matmul": rates["encoder_per_s"] * flops / matmul,
     }
 
 
@@ -152,7 +163,7 @@ class Pair(NamedTuple):
 def compared(cpu: Captioner, gpu: Captioner, paths: Sequence[Path]) -> list[Pair]:
     """Let both caption every photo, each in one batch."""
     images = [cpu.read(path.read_bytes(), max_pixels=MAX_PIXELS) for path in paths]
-    said = zip(paths, cpu.caption(images), gpu.caption(images), strict=True)
+    said = zip(paths, cpu.caption(images).captions, gpu.caption(images).captions, strict=True)
     return [Pair(path.name, theirs[0], ours[0]) for path, theirs, ours in said]
 
 
@@ -186,17 +197,18 @@ def main() -> None:
     if not torch.cuda.is_available():
         print("gpu.py needs a CUDA device, and torch sees none here", file=sys.stderr)
         sys.exit(2)
-    cpu = Captioner.load(args.checkpoint)
-    precision = args.precision or fastest_precision(DEVICE)
+    cpu = Captioner.load(args.checkpoint, precision="float32")
+    precision = args.precision or gpu_engine.fastest_precision()
     gpu = Captioner.load(args.checkpoint, device=DEVICE, precision=precision)
-    plain = checkpoint.load(args.checkpoint)  # a captioner may have prepared its own network
+    trained = torch_checkpoint.load(args.checkpoint)
     images = [cpu.read(path.read_bytes(), max_pixels=MAX_PIXELS) for path in args.photos]
-    flops = flops_per_image(plain.network.encoder, plain.manifest.image.size_px)
-    matmul = matmul_flops_per_s(gpu.device)
-    taken_ms = stages_ms(gpu, images, args.batches, args.repeats)
+    flops = flops_per_image(trained.network.encoder, trained.manifest.image.size_px)
+    matmul = matmul_flops_per_s(torch.device(DEVICE))
+    network = gpu_engine.prepared(trained.network.to(DEVICE), getattr(torch, precision))
+    taken_ms = stages_ms(gpu, network, images, args)
     rows = {batch: row_of(each, flops, matmul) for batch, each in taken_ms.items()}
     pairs = compared(cpu, gpu, args.photos)
-    name = torch.cuda.get_device_name(gpu.device)
+    name = torch.cuda.get_device_name(DEVICE)
     about = f"encoder: {flops / 1e9:.2f} GFLOP an image; matmul: {matmul / 1e12:.0f} TFLOP/s, half"
     head = [f"{name}; {precision}; medians of {args.repeats}; {about}", "parts are of whole"]
     line = {

@@ -14,26 +14,33 @@ import importlib.util
 import io
 import os
 import statistics
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor
-
 import load
 import result
 from app.captioner import checkpoint
 from app.captioner.checkpoint import Checkpoint
-from app.captioner.device import Precision
+from app.captioner.engines.engine import Precision
+from app.captioner.image.decode import Pixels
 from app.captioner.pipeline import Captioner
 from app.settings import PROJECT_ROOT, Settings
-from limit import MAX_PIXELS, Step, filled, medians_ms, network_steps
+from limit import (
+    MAX_PIXELS,
+    Stages,
+    Step,
+    best_of,
+    captioning,
+    filled,
+    from_bytes,
+    medians_ms,
+)
 from servers import (
     MAX_BATCH,
     OURS,
+    THREADS,
     TROUBLE,
     Conditions,
     Contender,
@@ -46,10 +53,9 @@ from servers import (
 )
 
 Rows = dict[int, dict[str, float]]
-Steps = dict[tuple[int, str], Step]
+Steps = dict[int, Step]
 PHOTO_PX = 640
 TIMEOUT_S = 60.0
-CPU = torch.device("cpu")
 SHARED = ("threads", "precision", "batch", "repeats", "rounds", "seconds")
 COLOURS = ("#0072b2", "#d55e00", "#009e73")  # told apart by colour-blind readers too
 MARKERS = ("o", "s", "^")
@@ -96,28 +102,36 @@ QUESTIONS = {
 # --- without a server ---------------------------------------------------------------------------
 
 
-def by_batch(captioner: Captioner, images: Sequence[Tensor], args: argparse.Namespace) -> Rows:
+def by_batch(captioner: Captioner, images: Sequence[Pixels], args: argparse.Namespace) -> Rows:
     """Let the batch grow."""
-    steps: Steps = {}
-    for batch in args.batches:
-        steps |= _network_steps(captioner, filled(images, batch), batch)
+    steps = {batch: captioning(captioner, filled(images, batch)) for batch in args.batches}
     return _measured(steps, args.repeats)
 
 
 def by_size(captioner: Captioner, paths: Sequence[Path], args: argparse.Namespace) -> Rows:
     """Let the photos grow; each is read and captioned alone."""
-    steps: Steps = {}
-    for size_px in args.sizes:
-        steps |= _photo_steps(captioner, load.photos(paths, size_px), size_px)
+    photos = {size_px: load.photos(paths, size_px) for size_px in args.sizes}
+    steps = {size_px: one_by_one(captioner, each) for size_px, each in photos.items()}
     return _measured(steps, args.repeats)
 
 
-def by_beam(loaded: Checkpoint, images: Sequence[Tensor], args: argparse.Namespace) -> Rows:
+def one_by_one(captioner: Captioner, photos: Sequence[bytes]) -> Step:
+    """Time every stage of photos that are read and captioned one after the other."""
+    each = [from_bytes(captioner, [photo]) for photo in photos]
+
+    def stages() -> Stages:
+        runs = [step.run() for step in each]
+        return {name: sum(run[name] for run in runs) for name in runs[0]}
+
+    return Step(stages, len(photos))
+
+
+def by_beam(loaded: Checkpoint, images: Sequence[Pixels], args: argparse.Namespace) -> Rows:
     """Let the beam grow; the captions are as long as the search likes."""
     return _by_search(loaded, images, {k: {"beam_width": k} for k in args.beams}, args)
 
 
-def by_length(loaded: Checkpoint, images: Sequence[Tensor], args: argparse.Namespace) -> Rows:
+def by_length(loaded: Checkpoint, images: Sequence[Pixels], args: argparse.Namespace) -> Rows:
     """Let the captions grow: none may end sooner, none later."""
     changes = {words: {"min_words": words, "max_words": words} for words in args.lengths}
     return _by_search(loaded, images, changes, args)
@@ -125,7 +139,7 @@ def by_length(loaded: Checkpoint, images: Sequence[Tensor], args: argparse.Names
 
 def _by_search(
     loaded: Checkpoint,
-    images: Sequence[Tensor],
+    images: Sequence[Pixels],
     changes: dict[int, dict[str, int]],
     args: argparse.Namespace,
 ) -> Rows:
@@ -134,8 +148,9 @@ def _by_search(
     batch = filled(images, args.batch)
     for grown, change in changes.items():
         captioner = searching(loaded, args.precision, **change)
-        steps |= _network_steps(captioner, batch, grown)
-        words[grown] = statistics.mean(len(best.words) for best, *_ in captioner.caption(images))
+        steps[grown] = captioning(captioner, batch)
+        said = captioner.caption(images).captions
+        words[grown] = statistics.mean(len(best.words) for best, *_ in said)
     rows = _measured(steps, args.repeats)
     return {grown: {**row, "words": words[grown]} for grown, row in rows.items()}
 
@@ -144,36 +159,17 @@ def searching(loaded: Checkpoint, precision: Precision, **changes: int) -> Capti
     """Give a captioner whose search differs from the checkpoint's own."""
     search = replace(loaded.manifest.search, **changes)
     manifest = loaded.manifest.model_copy(update={"search": search})
-    return Captioner(loaded._replace(manifest=manifest), precision=precision)
-
-
-def _network_steps(captioner: Captioner, images: list[Tensor], grown: int) -> Steps:
-    steps = network_steps(captioner, images)
-    steps["whole"] = Step(lambda: captioner.caption(images), len(images))
-    return {(grown, name): step for name, step in steps.items()}
-
-
-def _photo_steps(captioner: Captioner, photos: list[bytes], size_px: int) -> Steps:
-    def read() -> list[Tensor]:
-        return [captioner.read(photo, max_pixels=MAX_PIXELS) for photo in photos]
-
-    def whole() -> None:
-        for photo in photos:
-            captioner.caption([captioner.read(photo, max_pixels=MAX_PIXELS)])
-
-    return {
-        (size_px, "decode"): Step(read, len(photos)),
-        (size_px, "whole"): Step(whole, len(photos)),
-    }
+    return Captioner.of(loaded.with_manifest(manifest), precision=precision)
 
 
 def _measured(steps: Steps, repeats: int) -> Rows:
     """Run every step once for its first-time work, then let all of them take turns."""
     for step in steps.values():
         step.run()
-    rows: Rows = defaultdict(dict)
-    for (grown, name), taken_ms in medians_ms(steps, repeats, CPU).items():
-        rows[grown][f"{name} ms"] = taken_ms
+    rows = {
+        grown: {f"{name} ms": taken_ms for name, taken_ms in row.items()}
+        for grown, row in medians_ms(steps, repeats).items()
+    }
     return {grown: {**row, "images/s": 1e3 / row["whole ms"]} for grown, row in rows.items()}
 
 
@@ -186,8 +182,7 @@ def by_clients(captioner: Captioner, photos: Sequence[bytes], args: argparse.Nam
     Raises:
         Unavailable: it does not start, or says something else than the captioner.
     """
-    images = [captioner.read(photo, max_pixels=MAX_PIXELS) for photo in photos]
-    expected = [captioner.caption([image])[0][0].text for image in images]
+    expected = [best_of(captioner, photo) for photo in photos]
     conditions = Conditions(
         args.checkpoint, args.threads, TIMEOUT_S, args.start_s, Path(), args.precision
     )
@@ -271,7 +266,7 @@ def write_plots(folder: Path, rows: dict[str, Rows]) -> None:
 def answers(args: argparse.Namespace) -> tuple[dict[str, Rows], str]:
     """Answer each question; say why there is none about clients where the service failed."""
     loaded = checkpoint.load(args.checkpoint)
-    captioner = Captioner(loaded, precision=args.precision)
+    captioner = Captioner.of(loaded, precision=args.precision)
     photos = load.photos(args.photos, PHOTO_PX)
     images = [captioner.read(photo, max_pixels=MAX_PIXELS) for photo in photos]
     asked = {
@@ -297,12 +292,14 @@ def main() -> None:
     """Print a table for each question, then one JSON line."""
     args = _arguments()
     stop_servers_when_ended()
-    torch.set_num_threads(args.threads)
     rows, reason = answers(args)
     if args.plots:
         write_plots(args.plots, rows)
-    about = f"{args.threads} threads, {args.precision}; beam and length in batches of {args.batch}"
-    table = [f"medians of {args.repeats}; {about}; clients: {args.rounds} of {args.seconds:g} s"]
+    about = f"one core, {args.precision}; beam and length in batches of {args.batch}"
+    table = [
+        f"medians of {args.repeats}; {about}",
+        f"clients: {args.threads} cores, {args.rounds} rounds of {args.seconds:g} s",
+    ]
     for name, answered in rows.items():
         table += table_of(QUESTIONS[name], answered)
     line = {
@@ -334,7 +331,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=10.0, help="of clients, each round")
     parser.add_argument("--warm-up-s", type=float, default=5.0, help="of the service")
     parser.add_argument("--start-s", type=float, default=300.0, help="until the service answers")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of torch")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help=THREADS)
     parser.add_argument("--plots", type=Path, metavar="FOLDER", help="draw an SVG per question")
     add_precision(parser)
     result.add_output(parser)

@@ -5,16 +5,18 @@ Run: make bench ARGS="photo.jpg"
 
 import argparse
 import itertools
+import os
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, TypeVar, get_args
 
-import torch
-
 import result
-from app.captioner.device import Precision
+from app.captioner.captions import Caption
+from app.captioner.engines.engine import Precision
+from app.captioner.image.decode import Pixels
 from app.captioner.pipeline import Captioner
 from app.settings import PROJECT_ROOT, Settings
 
@@ -22,51 +24,84 @@ STAGES = ("decode", "encode", "search", "whole")
 MAX_PIXELS = 100_000_000
 Key = TypeVar("Key")
 Image = TypeVar("Image")
+Stages = dict[str, float]
+"""By the name of a stage."""
 
 
 class Step(NamedTuple):
-    """Something to time, and how many images it does at once."""
+    """Something to time.
 
-    run: Callable[[], object]
+    Attributes:
+        run: gives the seconds that each of its stages took.
+        images: how many images it does at once.
+    """
+
+    run: Callable[[], Stages]
     images: int
 
 
-def measure(captioner: Captioner, photo: bytes, batch: int, repeats: int) -> dict[str, float]:
-    """Give the median milliseconds per image of each stage; the stages take turns."""
+def timed(name: str, run: Callable[[], object], images: int) -> Step:
+    """Time a call as a whole."""
 
-    def read() -> torch.Tensor:
-        return captioner.read(photo, max_pixels=MAX_PIXELS)
+    def stages() -> Stages:
+        began_s = time.perf_counter()
+        run()
+        return {name: time.perf_counter() - began_s}
 
-    steps = {
-        "decode": Step(read, 1),
-        **network_steps(captioner, [read()] * batch),
-        "whole": Step(lambda: captioner.caption([read() for _ in range(batch)]), batch),
-    }
-    return medians_ms(steps, repeats, captioner.device)
+    return Step(stages, images)
 
 
-def network_steps(captioner: Captioner, images: Sequence[torch.Tensor]) -> dict[str, Step]:
-    """Give the steps ``encode`` and ``search`` for a batch that already lies on the device."""
-    images_BCHW = torch.stack(list(images)).to(captioner.device)
+def captioning(captioner: Captioner, images: Sequence[Pixels]) -> Step:
+    """Time ``encode``, ``search`` and the ``whole`` of a batch that is read already."""
 
-    def encode() -> torch.Tensor:
-        with torch.inference_mode():
-            return captioner.network.encoder(images_BCHW)
+    def stages() -> Stages:
+        began_s = time.perf_counter()
+        found = captioner.caption(images)
+        whole_s = time.perf_counter() - began_s
+        return {**{name: end - begin for name, begin, end in found.stages}, "whole": whole_s}
 
-    features_BRD = encode()
-    return {
-        "encode": Step(encode, len(images)),
-        "search": Step(lambda: captioner.caption_features(features_BRD), len(images)),
-    }
+    return Step(stages, len(images))
 
 
-def medians_ms(steps: Mapping[Key, Step], repeats: int, device: torch.device) -> dict[Key, float]:
-    """Give the median milliseconds per image; the steps take turns, so many times."""
-    taken_s: dict[Key, list[float]] = {key: [] for key in steps}
+def from_bytes(captioner: Captioner, photos: Sequence[bytes]) -> Step:
+    """Time ``decode``, ``encode``, ``search`` and the ``whole`` of a batch of files."""
+
+    def stages() -> Stages:
+        began_s = time.perf_counter()
+        images = [captioner.read(photo, max_pixels=MAX_PIXELS) for photo in photos]
+        decode_s = time.perf_counter() - began_s
+        taken = captioning(captioner, images).run()
+        return {"decode": decode_s, **taken, "whole": decode_s + taken["whole"]}
+
+    return Step(stages, len(photos))
+
+
+def medians_ms(steps: Mapping[Key, Step], repeats: int) -> dict[Key, Stages]:
+    """Give the median milliseconds per image of each stage; the steps take turns, so many times."""
+    runs: dict[Key, list[Stages]] = {key: [] for key in steps}
     for _ in range(repeats):
         for key, step in steps.items():
-            taken_s[key].append(_seconds(step.run, device))
-    return {key: statistics.median(taken_s[key]) / step.images * 1e3 for key, step in steps.items()}
+            runs[key].append(step.run())
+    return {key: _middle(runs[key], step.images) for key, step in steps.items()}
+
+
+def _middle(runs: Sequence[Stages], images: int) -> Stages:
+    return {name: statistics.median(run[name] for run in runs) / images * 1e3 for name in runs[0]}
+
+
+def side_by_side(captioner: Captioner, images: Sequence[Pixels]) -> list[tuple[Caption, ...]]:
+    """Caption one batch on all cores of the captioner: each takes an equal part of it."""
+    workers = min(captioner.engine.max_concurrent_batches, len(images))
+    parts = [images[n::workers] for n in range(workers)]
+    with ThreadPoolExecutor(workers) as threads:
+        found = list(threads.map(lambda part: captioner.caption(part).captions, parts))
+    return [found[n % workers][n // workers] for n in range(len(images))]
+
+
+def best_of(captioner: Captioner, photo: bytes) -> str:
+    """Say the best caption of a photo."""
+    image = captioner.read(photo, max_pixels=MAX_PIXELS)
+    return captioner.caption([image]).captions[0][0].text
 
 
 def taken_s(captioner: Captioner, photos: Sequence[bytes]) -> float:
@@ -79,13 +114,21 @@ def taken_s(captioner: Captioner, photos: Sequence[bytes]) -> float:
 def whole_per_s(captioner: Captioner, photos: Sequence[bytes], batch: int, seconds: float) -> float:
     """Give the photos a second of the whole pipeline, over all the time it took.
 
-    A median would leave out what other users of the machine take, and a server cannot.
+    As many batches run side by side as pay. A median would leave out what other users of the
+    machine take, and a server cannot.
     """
-    full, times = filled(photos, batch), 0
+    full, workers = filled(photos, batch), captioner.engine.max_concurrent_batches
     began_s = time.perf_counter()
-    while not times or time.perf_counter() < began_s + seconds:
-        taken_s(captioner, full)
-        times += 1
+
+    def batches(_: int) -> int:
+        times = 0
+        while not times or time.perf_counter() < began_s + seconds:
+            taken_s(captioner, full)
+            times += 1
+        return times
+
+    with ThreadPoolExecutor(workers) as threads:
+        times = sum(threads.map(batches, range(workers)))
     return batch * times / (time.perf_counter() - began_s)
 
 
@@ -94,12 +137,13 @@ def filled(images: Sequence[Image], batch: int) -> list[Image]:
     return list(itertools.islice(itertools.cycle(images), batch))
 
 
-def _seconds(run: Callable[[], object], device: torch.device) -> float:
-    started = time.perf_counter()
-    run()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - started
+def measure(captioner: Captioner, photo: bytes, args: argparse.Namespace) -> dict[int, Stages]:
+    """Give milliseconds per image of each stage, and images a second on all cores, by batch."""
+    steps = {batch: from_bytes(captioner, [photo] * batch) for batch in args.batches}
+    rows = medians_ms(steps, args.repeats)
+    for batch, row in rows.items():
+        row["per_s"] = whole_per_s(captioner, [photo], batch, args.seconds)
+    return rows
 
 
 def main() -> None:
@@ -109,33 +153,35 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, default=PROJECT_ROOT / Settings().checkpoint)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 2, 4, 8, 16])
     parser.add_argument("--repeats", type=int, default=10)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--seconds", type=float, default=2.0, help="of all cores, for each batch")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of all cores")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--precision", choices=get_args(Precision), default="float32")
     result.add_output(parser)
     args = parser.parse_args()
-    captioner = Captioner.load(args.checkpoint, device=args.device, precision=args.precision)
+    captioner = Captioner.load(
+        args.checkpoint, device=args.device, precision=args.precision, workers=args.threads
+    )
     captioner.warm_up(args.batches)
-    photo = args.photo.read_bytes()
-    rows = {batch: measure(captioner, photo, batch, args.repeats) for batch in args.batches}
-    about = {"device": str(captioner.device), "threads": torch.get_num_threads()}
-    about["precision"] = args.precision
-    line = {"benchmark": "limit", **about, "ms_per_image": rows}
+    rows = measure(captioner, args.photo.read_bytes(), args)
+    about = {name: getattr(args, name) for name in ("device", "threads", "precision")}
+    line = {"benchmark": "limit", **about, "rows": rows}
     result.report(table_of(rows), line, args.output)
 
 
-def table_of(rows: dict[int, dict[str, float]]) -> list[str]:
+def table_of(rows: dict[int, Stages]) -> list[str]:
     """Give the lines of the table."""
     names = "".join(f"{name:>9}" for name in STAGES)
     return [
-        "milliseconds per image, median; images/s of the whole pipeline",
+        "milliseconds per image of one batch alone, median; images/s of batches side by side",
         f"{'batch':>5}{names}{'images/s':>10}",
         *(_table_row(batch, row) for batch, row in rows.items()),
     ]
 
 
-def _table_row(batch: int, row: dict[str, float]) -> str:
+def _table_row(batch: int, row: Stages) -> str:
     cells = "".join(f"{row[name]:9.1f}" for name in STAGES)
-    return f"{batch:5}{cells}{1e3 / row['whole']:10.1f}"
+    return f"{batch:5}{cells}{row['per_s']:10.1f}"
 
 
 if __name__ == "__main__":

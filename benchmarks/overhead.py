@@ -22,10 +22,11 @@ import load
 import result
 from app.captioner.pipeline import Captioner
 from app.settings import PROJECT_ROOT, Settings
-from limit import MAX_PIXELS, taken_s, whole_per_s
+from limit import best_of, taken_s, whole_per_s
 from servers import (
     MAX_BATCH,
     OURS,
+    THREADS,
     Conditions,
     Contender,
     Server,
@@ -129,7 +130,7 @@ def measured(
     many: dict[int, list[ManyClients]] = {size: [] for size in photos}
     with serving(Contender(OURS, "captioner"), conditions) as server:
         for each in photos.values():
-            check_captions(server, each, [_said(captioner, photo) for photo in each])
+            check_captions(server, each, [best_of(captioner, photo) for photo in each])
         for _ in range(args.rounds):
             for size, each in photos.items():
                 one[size] += uvloop.run(pairs_ms(captioner, server, each, args.seconds))
@@ -154,13 +155,9 @@ def middle(rounds: Sequence[ManyClients]) -> ManyClients:
     return sorted(rounds, key=lambda each: each.share)[len(rounds) // 2]
 
 
-def _said(captioner: Captioner, photo: bytes) -> str:
-    return captioner.caption([captioner.read(photo, max_pixels=MAX_PIXELS)])[0][0].text
-
-
 def table_of(rows: dict[int, Row], clients: int) -> list[str]:
     """Give the lines of the table."""
-    batches = f"the pipeline in batches of {MAX_BATCH}"
+    batches = f"the pipeline in batches of {MAX_BATCH}, side by side"
     head = ("px", "pipeline", "service", "more", "pipeline/s", "service/s", "share")
     return [
         "one client: milliseconds of a caption in turns with the pipeline, medians",
@@ -178,7 +175,7 @@ def main() -> None:
     """Print the table, then one JSON line."""
     args = _arguments()
     stop_servers_when_ended()
-    captioner = Captioner.load(args.checkpoint, precision=args.precision, cores=args.threads)
+    captioner = Captioner.load(args.checkpoint, precision=args.precision, workers=args.threads)
     captioner.warm_up([1, MAX_BATCH])
     photos = {size: load.photos(args.photos, size) for size in args.sizes}
     rows = measured(captioner, photos, args)
@@ -202,7 +199,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("photos", type=Path, nargs="*", metavar="PHOTO", help="default: drawn")
     parser.add_argument("--checkpoint", type=absolute, default=PROJECT_ROOT / Settings().checkpoint)
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of torch")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help=THREADS)
     parser.add_argument("--sizes", type=int, nargs="+", default=[640, 1280, 4000], help="in px")
     parser.add_argument("--clients", type=int, default=16, help="who ask at once")
     parser.add_argument("--rounds", type=int, default=5)

@@ -12,13 +12,11 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import torch
-
 import load
 import result
-from app.captioner.device import Precision
+from app.captioner.engines.engine import Precision
 from app.captioner.pipeline import Captioner
-from limit import whole_per_s
+from limit import best_of, whole_per_s
 from meter import Meter
 from plain import PlainCaptioner
 from servers import (
@@ -30,6 +28,7 @@ from servers import (
     check_captions,
     conditions_of,
     contenders_of,
+    device_name,
     installed,
     serving,
     shared_arguments,
@@ -56,7 +55,7 @@ def expected_captions(
     plain = PlainCaptioner.load(checkpoint, device)
     said = []
     for photo in photos:
-        best = ours.caption([ours.read(photo, max_pixels=100_000_000)])[0][0].text
+        best = best_of(ours, photo)
         (other,) = plain.caption([plain.read(photo)])
         if best != other:
             raise SystemExit(f"the engines disagree: Captioner {best!r}, plain.py {other!r}")
@@ -66,7 +65,9 @@ def expected_captions(
 
 def ceilings(args: argparse.Namespace, photos: dict[int, list[bytes]]) -> dict[int, float]:
     """Measure images a second of the whole pipeline without a server, by size."""
-    captioner = Captioner.load(args.checkpoint, precision=args.precision, device=args.device)
+    captioner = Captioner.load(
+        args.checkpoint, precision=args.precision, device=args.device, workers=args.threads
+    )
     captioner.warm_up([args.batch])
     return {
         size: whole_per_s(captioner, each, args.batch, args.seconds)
@@ -95,7 +96,6 @@ def main() -> None:
     """Measure, print the table, then one JSON line."""
     args = _arguments()
     stop_servers_when_ended()
-    torch.set_num_threads(args.threads)
     photos = {size: load.photos(args.photos, size) for size in args.sizes}
     expected = {
         size: expected_captions(args.checkpoint, each, args.precision, args.device)
@@ -185,14 +185,12 @@ def _table(
     ceiling: dict[int, float],
     reasons: dict[Contender, str],
 ) -> list[str]:
-    device = torch.cuda.get_device_name(args.device) if args.device != "cpu" else "CPU"
-    about = f"{device}, {args.threads} threads, {args.decoders} decoders"
+    about = f"{device_name(args.device)}, {args.threads} threads, {args.decoders} decoders"
     about += f", {args.precision}, {args.rounds} rounds of {args.seconds:g} s"
     table = [f"medians; {about}; load from {load.generator()}; CPU s is per request"]
     for size, per_s in ceiling.items():
-        table.append(
-            f"ceiling at {size} px: {per_s:.2f} photos/s without a server, batches of {args.batch}"
-        )
+        head = f"ceiling at {size} px: {per_s:.2f} photos/s without a server"
+        table.append(f"{head}, batches of {args.batch} side by side")
     names = "".join(load.heading(title, form) for title, form in COLUMNS.values())
     table.append(f"{'server':<16}{'engine':<10}{'px':>6}{'at once':>8}{names}")
     for (name, engine, size, concurrency), row in sorted(rows.items(), key=_by_load):

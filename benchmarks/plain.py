@@ -4,7 +4,8 @@ Nothing here imports `app`. It says the same captions as `app.captioner.pipeline
 
 Run: .venv/bin/python benchmarks/plain.py photo.jpg [more.jpg ...]
 
-B images, K beams, N rows (images or images times beams), R regions, D width, V words
+B images, H/W pixels, C channels, K beams, N rows (images or images times beams), R regions,
+D width, V words
 """
 
 import argparse
@@ -14,8 +15,10 @@ import time
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -27,6 +30,7 @@ from shipped import SHIPPED
 
 PAD, BOS, EOS, UNK = range(4)
 SPECIAL_WORDS = 4
+Pixels = NDArray[np.uint8]
 
 
 class Encoder(nn.Module):
@@ -48,7 +52,7 @@ class Decoder(nn.Module):
     """An LSTM that looks at the regions, or at its own memory, before each word."""
 
     def __init__(
-        self, feature_width: int, words: int, embedding: int, hidden: int, *, whole: bool
+        self, feature_width: int, words: int, embedding: int, hidden: int, *, global_feature: bool
     ) -> None:
         super().__init__()
         self.hidden_width = hidden
@@ -62,20 +66,22 @@ class Decoder(nn.Module):
         self.query = nn.Linear(hidden, hidden)
         self.sentinel_key = nn.Linear(hidden, hidden)
         self.context = nn.Linear(2 * hidden, hidden)
-        self.whole = nn.Linear(feature_width, hidden) if whole else None
+        self.global_feature = nn.Linear(feature_width, hidden) if global_feature else None
         self.words = nn.Linear(hidden, words)
 
     def look(self, features_NRD: Tensor) -> tuple[Tensor, ...]:
         """Compute once what every word needs of the image."""
         values = F.relu(self.regions(self.normalise(features_NRD)))
         seen = (values, self.keys(values), self.image_gates(values.mean(1)))
-        return seen if self.whole is None else (*seen, F.relu(self.whole(features_NRD.mean(1))))
+        if self.global_feature is None:
+            return seen
+        return (*seen, F.relu(self.global_feature(features_NRD.mean(1))))
 
     def forward(
         self, words_N: Tensor, hidden: Tensor, cell: Tensor, seen: tuple[Tensor, ...]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Read one word a row; give ``logits_NV``, hidden state and cell."""
-        values, keys, image_gates, *whole = seen
+        values, keys, image_gates, *of_image = seen
         gates = self.input_gates(self.embedding(words_N)) + image_gates
         gates = gates + self.recurrent_gates(hidden)
         enter, forget, leave, candidate, visual = gates.chunk(5, dim=-1)
@@ -89,17 +95,16 @@ class Decoder(nn.Module):
         weights = torch.cat((regions_NR, itself_N1), dim=-1).softmax(-1)
         looked = (weights[:, :-1].unsqueeze(1) @ values).squeeze(1)
         context = looked + weights[:, -1:] * sentinel
-        mixed = sum(whole, self.context(torch.cat((hidden, context), dim=-1))).tanh()
+        mixed = sum(of_image, self.context(torch.cat((hidden, context), dim=-1))).tanh()
         return self.words(mixed), hidden, cell
 
 
-def read(data: bytes, size_px: int) -> Tensor:
-    """Turn the bytes of a file into a uint8 square."""
+def read(data: bytes, size_px: int) -> Pixels:
+    """Turn the bytes of a file into a uint8 square ``(size_px, size_px, 3)``."""
     image = Image.open(io.BytesIO(data))
     image.draft("RGB", (size_px, size_px))  # lets a large JPEG shrink as it is read
-    pixels_CHW = transforms.functional.pil_to_tensor(ImageOps.exif_transpose(image).convert("RGB"))
-    square: Tensor = transforms.functional.resize(pixels_CHW, [size_px, size_px], antialias=True)
-    return square
+    upright = ImageOps.exif_transpose(image).convert("RGB")
+    return np.array(upright.resize((size_px, size_px), Image.Resampling.BILINEAR))
 
 
 class PlainCaptioner:
@@ -143,7 +148,7 @@ class PlainCaptioner:
             about["words"],
             about["embedding_width"],
             about["hidden_width"],
-            whole=about.get("whole_image", False),
+            global_feature=about["global_feature"],
         )
         for name, module in (("encoder.", self.encoder), ("decoder.", self.decoder)):
             mine = {k.removeprefix(name): v for k, v in weights.items() if k.startswith(name)}
@@ -158,14 +163,16 @@ class PlainCaptioner:
         words = json.loads((directory / "vocabulary.json").read_text(encoding="utf-8"))["words"]
         return cls(manifest, load_file(directory / "weights.safetensors"), words, device)
 
-    def read(self, data: bytes) -> Tensor:
-        """Turn the bytes of a file into a uint8 square."""
+    def read(self, data: bytes) -> Pixels:
+        """Turn the bytes of a file into a uint8 square; see `read`."""
         return read(data, self.size_px)
 
     @torch.inference_mode()
-    def caption(self, images: list[Tensor]) -> list[str]:
+    def caption(self, images: list[Pixels]) -> list[str]:
         """Say the best caption of each image of a batch."""
-        features_BRD = self.encoder(self.normalise(torch.stack(images).to(self.device)))
+        images_BHWC = torch.stack([torch.from_numpy(image) for image in images])
+        images_BCHW = images_BHWC.permute(0, 3, 1, 2).contiguous().to(self.device)
+        features_BRD = self.encoder(self.normalise(images_BCHW))
         return [
             " ".join(self.vocabulary[word - SPECIAL_WORDS] for word in words)
             for words in self._search(features_BRD)

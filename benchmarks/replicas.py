@@ -1,7 +1,7 @@
 """How many services does one machine feed? One, two, four side by side for the same clients.
 
 A service is one process of Python for HTTP, decoding and captions; a GPU can do more than that
-feeds it. The clients, the decoders and torch's threads are shared out among the services.
+feeds it. The clients, the decoders and the threads are shared out among the services.
 
 Run: .venv/bin/python benchmarks/replicas.py --device cuda --batch 32 [PHOTO ...]
 """
@@ -13,8 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
-
-import torch
 
 import load
 import result
@@ -30,6 +28,7 @@ from servers import (
     absolute,
     add_precision,
     check_captions,
+    device_name,
     serving,
     stop_servers_when_ended,
     tell,
@@ -134,7 +133,6 @@ def main() -> None:
     """Print the table, then one JSON line."""
     args = _arguments()
     stop_servers_when_ended()
-    torch.set_num_threads(args.threads)
     photos = load.photos(args.photos, args.size)
     expected = expected_captions(args.checkpoint, photos, args.precision, args.device)
     rows = compared(args, photos, expected)
@@ -162,9 +160,8 @@ COLUMNS = {
 
 def table_of(args: argparse.Namespace, rows: dict[tuple[int, int], Row]) -> list[str]:
     """Give the lines of the table."""
-    device = torch.cuda.get_device_name(args.device) if args.device != "cpu" else "CPU"
     shared = f"{args.threads} threads and {args.decoders} decoders shared out"
-    about = f"{device}, {shared}, batches of {args.batch} each, {args.precision}"
+    about = f"{device_name(args.device)}, {shared}, batches of {args.batch} each, {args.precision}"
     names = "".join(load.heading(title, form) for title, form in COLUMNS.values())
     table = [
         f"{args.size} px; {about}; {args.rounds} rounds of {args.seconds:g} s",
@@ -184,9 +181,11 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--checkpoint", type=absolute, default=PROJECT_ROOT / Settings().checkpoint)
     parser.add_argument("--services", type=int, nargs="+", default=[1, 2, 4], help="side by side")
     parser.add_argument("--clients", type=int, nargs="+", default=[16, 64], help="of all together")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of torch, of all")
+    parser.add_argument(
+        "--threads", type=int, default=os.cpu_count(), help="cores that compute, of all"
+    )
     parser.add_argument("--decoders", type=int, default=8, help="of all together")
-    parser.add_argument("--device", default="cpu", help="of torch: cpu or cuda")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--batch", type=int, default=MAX_BATCH, help="of each service, at most")
     parser.add_argument("--size", type=int, default=640, help="px, the long side of the photos")
     parser.add_argument("--rounds", type=int, default=2)

@@ -14,12 +14,14 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 PROJECT_ROOT = Path(__file__).resolve().parents[1]
 CPU_INFO = Path("/proc/cpuinfo")
-INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
+LIBRARIES = ("openvino", "torch")
+INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16")
 """What a network's speed depends on more than on the name of the processor."""
 _PATH = re.compile(r"(?<![\w./:~-])(/|~/|(?:\.\./)+)((?:[^\s/'\":,;)]+/)*)([^\s/'\":,;)]+)/?")
 
@@ -29,35 +31,41 @@ def add_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, metavar="FILE", help="keep the result, as Markdown")
 
 
-def report(table: Sequence[str], line: dict[str, Any], output: Path | None) -> None:
+def report(
+    table: Sequence[str], line: dict[str, Any], output: Path | None, *, markdown: bool = False
+) -> None:
     """Print a table and its JSON line; write both to a file where one is named.
 
     Args:
         table: lines of text.
         line: JSON-ready; ``benchmark`` names the program.
         output: a Markdown file; what it held is replaced.
+        markdown: the table is Markdown itself.
     """
     for row in table:
         print(row)
     print(json.dumps(line))
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(page(table, line, sys.argv), encoding="utf-8")
+        output.write_text(page(table, line, sys.argv, markdown=markdown), encoding="utf-8")
 
 
-def page(table: Sequence[str], line: dict[str, Any], command: Sequence[str]) -> str:
+def page(
+    table: Sequence[str], line: dict[str, Any], command: Sequence[str], *, markdown: bool = False
+) -> str:
     """Write the Markdown: what was run, on what, and what came of it."""
     facts = {
         "command": f"`{command_without_paths(command)}`",
         "date": datetime.now(tz=UTC).date().isoformat(),
         "commit": commit(),
         "CPU": f"{cpu_model()}, {os.cpu_count()} cores{cpu_instructions()}",
-        "torch": importlib.metadata.version("torch"),
+        **{name: importlib.metadata.version(name) for name in LIBRARIES if find_spec(name)},
     }
+    text = "\n".join(table)
     parts = [
         f"# {line['benchmark']}",
         "\n".join(f"- {name}: {fact}" for name, fact in facts.items()),
-        _block("", "\n".join(table)),
+        without_paths(text) if markdown else _block("", text),
         _block("json", json.dumps(line)),
     ]
     return "\n\n".join(parts) + "\n"
@@ -85,12 +93,12 @@ def _name_of_path(match: re.Match[str]) -> str:
     return name if on_this_machine else match.group()
 
 
-def commit() -> str:
-    """Name the commit; ``-dirty`` where files differ from it, ``unknown`` without git."""
+def commit(tree: Path = PROJECT_ROOT) -> str:
+    """Name a checkout's commit; ``-dirty`` where files differ from it, ``unknown`` without git."""
     asking = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
     try:
         ran = subprocess.run(
-            asking, cwd=PROJECT_ROOT, capture_output=True, text=True, check=True, timeout=60
+            asking, cwd=tree, capture_output=True, text=True, check=True, timeout=60
         )
     except (OSError, subprocess.SubprocessError):
         return "unknown"

@@ -9,7 +9,7 @@ import sys
 import sysconfig
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import load
 import result
-from app.captioner.device import Precision
+from app.captioner.engines.engine import Precision
 from app.settings import PROJECT_ROOT, Settings
 
 SERVERS = Path(__file__).resolve().parent / "peers"
@@ -26,6 +26,7 @@ BALANCED = "haproxy"
 ENGINES = ("plain", "captioner")
 MAX_BATCH = 8
 STOP_S = 20.0
+THREADS = "cores that compute captions"
 
 
 class Unavailable(Exception):
@@ -105,12 +106,12 @@ class Conditions(NamedTuple):
 
     Attributes:
         checkpoint: what is served.
-        threads: of torch.
+        threads: cores that compute, of torch or of our `Captioner`.
         timeout_s: after which a server that can may give a request up.
         start_s: how long a server may take until it answers.
         cache: holds the environments of the peers.
         precision: of our `Captioner`, whoever serves it.
-        device: of torch.
+        device: cpu, or as torch names a GPU.
         batch: most images that go through the network together.
         decoders: threads or processes that decode, where a server has such.
         services: of ours, behind HAProxy.
@@ -216,6 +217,14 @@ class Server(NamedTuple):
         return [post._replace(headers=load.key(*self.keys[:1])) for post in wrapped]
 
 
+class Launch(NamedTuple):
+    """A command, its whole environment, and the folder it runs in."""
+
+    command: Sequence[str]
+    environment: Mapping[str, str]
+    folder: Path
+
+
 @contextmanager
 def serving(contender: Contender, conditions: Conditions) -> Iterator[Server]:
     """Start a server, wait for its first caption, stop it and whatever it started.
@@ -224,30 +233,51 @@ def serving(contender: Contender, conditions: Conditions) -> Iterator[Server]:
         Unavailable: it could not be installed, it ended, or it did not answer in time; or we lack
             what ends it.
     """
-    psutil = _psutil()
     peer = _peer(contender.name)
     python = python_of(contender.name, conditions.cache)
     port = load.free_port()
     filled = {"port": port, "timeout_ms": round(conditions.timeout_s * 1e3)}
     command = [str(python), *(argument.format(**filled) for argument in peer.arguments)]
-    with (
-        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
-        tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log,
-        subprocess.Popen(
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        launch = Launch(
             command,
-            env={
+            {
                 **_environment(contender, peer, port, conditions, python),
                 **dict.fromkeys(("TMPDIR", "BENTOML_HOME"), folder),
             },
-            cwd=SERVERS if contender.name == "bentoml" else folder,
+            SERVERS if contender.name == "bentoml" else Path(folder),
+        )
+        with running(launch, Server(0, port, peer, conditions.keys), conditions.start_s) as server:
+            yield server
+
+
+@contextmanager
+def running(launch: Launch, server: Server, start_s: float) -> Iterator[Server]:
+    """Start a server, wait for its first caption, stop it and whatever it started.
+
+    Args:
+        launch: how to start it.
+        server: how to ask it; who it is, is put in.
+        start_s: how long it may take until it answers.
+
+    Raises:
+        Unavailable: it ended, or it did not answer in time; or we lack what ends it.
+    """
+    psutil = _psutil()
+    with (
+        tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log,
+        subprocess.Popen(
+            launch.command,
+            env=launch.environment,
+            cwd=launch.folder,
             stdout=log,
             stderr=subprocess.STDOUT,
         ) as process,
     ):
-        server = Server(process.pid, port, peer, conditions.keys)
+        started = server._replace(pid=process.pid)
         try:
-            _wait(process, server, conditions.start_s, log)
-            yield server
+            _wait(process, started, start_s, log)
+            yield started
         finally:
             _stop(process, psutil)
 
@@ -262,7 +292,7 @@ def _environment(
         "CAPTION_DEVICE": conditions.device,
         "CAPTION_DECODE_PROCESSES": conditions.decoders,
         "CAPTION_PRECISION": conditions.precision,
-        "CAPTION_TORCH_THREADS": conditions.threads,
+        "CAPTION_INFERENCE_THREADS": conditions.threads,
         "CAPTION_MAX_BATCH": conditions.batch,
         "CAPTION_DEADLINE_S": conditions.timeout_s,
         "CAPTION_BODY_TIMEOUT_S": min(conditions.timeout_s, 20.0),
@@ -417,8 +447,8 @@ def shared_arguments(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--cache", type=absolute, required=True, help="for the peers' environments")
     parser.add_argument("--peers", nargs="*", choices=list(PEERS), default=list(PEERS))
     parser.add_argument("--checkpoint", type=absolute, default=PROJECT_ROOT / Settings().checkpoint)
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of torch")
-    parser.add_argument("--device", default="cpu", help="of torch: cpu or cuda")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help=THREADS)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--batch", type=int, default=MAX_BATCH, help="of every server, at most")
     parser.add_argument("--decoders", type=int, default=2, help="threads or processes that decode")
     parser.add_argument("--services", type=int, default=1, help="of ours, behind HAProxy as well")
@@ -436,6 +466,15 @@ def add_precision(parser: argparse.ArgumentParser) -> None:
         default="float32",
         help="of our Captioner; plain torch and BLIP compute in float32",
     )
+
+
+def device_name(device: str) -> str:
+    """Name what computes: the GPU, or ``CPU``."""
+    if device == "cpu":
+        return "CPU"
+    import torch  # noqa: PLC0415 - a service on a CPU has none
+
+    return torch.cuda.get_device_name(device)
 
 
 def absolute(path: str) -> Path:

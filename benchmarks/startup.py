@@ -1,6 +1,6 @@
 """How long until the first caption, and how much lies on the disk?
 
-The workshop in fresh processes, step by step, and the whole service until it is ready and has
+The captioner in fresh processes, step by step, and the whole service until it is ready and has
 answered once.
 
 Run: .venv/bin/python benchmarks/startup.py photo.jpg
@@ -39,7 +39,7 @@ def steps_of_a_process(args: argparse.Namespace) -> list[float]:
     from app.captioner.pipeline import Captioner  # noqa: PLC0415 - the import is timed
 
     moments.append(time.perf_counter())
-    captioner = Captioner.load(args.checkpoint)
+    captioner = Captioner.load(args.checkpoint, workers=os.cpu_count() or 1)
     moments.append(time.perf_counter())
     captioner.warm_up([1, 2, 4, 8])
     moments.append(time.perf_counter())
@@ -73,8 +73,15 @@ def fresh_process(args: argparse.Namespace) -> dict[str, float]:
     return dict(zip(STEPS, [whole_s - sum(steps), *steps], strict=True))
 
 
-def fresh_service(args: argparse.Namespace) -> dict[str, float]:
+def fresh_service(
+    photo: bytes, settings: dict[str, Any], tree: Path = PROJECT_ROOT
+) -> dict[str, float]:
     """Give the seconds from the start of the service to ready, and of its first answer.
+
+    Args:
+        photo: what is asked first, a JPEG.
+        settings: of the environment, beside its port.
+        tree: the checkout it runs in.
 
     Raises:
         RuntimeError: it ended, or was not ready within ten minutes.
@@ -82,20 +89,19 @@ def fresh_service(args: argparse.Namespace) -> dict[str, float]:
     from load import free_port  # noqa: PLC0415 - not in the child, whose imports are timed
 
     port = free_port()
-    settings = {"CAPTION_CHECKPOINT": args.checkpoint, "CAPTION_PORT": port}
     quickly = {"CAPTION_DRAIN_DELAY_S": 0, "CAPTION_DEADLINE_S": GIVE_UP_S}
     started = time.perf_counter()
     process = subprocess.Popen(
         [sys.executable, "-m", "app.cli", "serve"],
-        env=_with_settings({**settings, **quickly}),
-        cwd=PROJECT_ROOT,
+        env=_with_settings({**settings, **quickly, "CAPTION_PORT": port}),
+        cwd=tree,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
     try:
         _wait_until_ready(process, port)
         ready = time.perf_counter()
-        _ask(port, args.photo.read_bytes())
+        _ask(port, photo)
         answered = time.perf_counter()
     finally:
         process.terminate()
@@ -178,7 +184,9 @@ def main() -> None:
     if args.child:
         print(json.dumps(steps_of_a_process(args)))
         return
-    runs = [{**fresh_process(args), **fresh_service(args)} for _ in range(args.runs)]
+    settings = {"CAPTION_CHECKPOINT": args.checkpoint}
+    photo = args.photo.read_bytes()
+    runs = [{**fresh_process(args), **fresh_service(photo, settings)} for _ in range(args.runs)]
     seconds = {
         name: statistics.median(run[name] for run in runs) for name in (*STEPS, *SERVICE_STEPS)
     }

@@ -26,9 +26,9 @@ def no_settings(monkeypatch):
         monkeypatch.delenv(name)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory):
-    """Give the directory of a tiny checkpoint that can be served."""
+    """Give the directory of a tiny checkpoint that can be served; nobody writes into it."""
     from support.tiny import save_tiny_checkpoint  # noqa: PLC0415 - brings torch
 
     return save_tiny_checkpoint(tmp_path_factory.mktemp("store"))

@@ -18,8 +18,8 @@ import pytest
 import yaml
 
 from app.settings import PROJECT_ROOT, Settings
+from support.photos import photo
 from support.service_process import Process
-from support.tiny import photo
 
 sys.path += [str(PROJECT_ROOT / "benchmarks"), str(PROJECT_ROOT / "benchmarks" / "peers")]
 
@@ -119,11 +119,11 @@ def captions(services):
 
 
 def test_services_share_the_machine_out(monkeypatch):
-    monkeypatch.setenv("CAPTION_TORCH_THREADS", "8")
+    monkeypatch.setenv("CAPTION_INFERENCE_THREADS", "8")
     monkeypatch.setenv("CAPTION_DECODE_PROCESSES", "2")
     assert haproxy_server.part(1234, services=4) == {
         "CAPTION_PORT": "1234",
-        "CAPTION_TORCH_THREADS": "2",
+        "CAPTION_INFERENCE_THREADS": "2",
         "CAPTION_DECODE_PROCESSES": "1",
     }
 
@@ -161,7 +161,7 @@ def test_metrics_are_hidden_however_they_are_asked_for(tmp_path):
     server.server_close()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @needs_haproxy
 def test_requests_are_shared_out_and_a_restart_loses_none(checkpoint, tmp_path):
     folders = [tmp_path / name for name in ("one", "two")]

@@ -22,10 +22,11 @@ import torch
 import uvloop
 from PIL import Image
 
-from app.captioner import checkpoint, compiled
-from app.captioner.beam import SearchOptions
+from app.captioner import checkpoint
 from app.captioner.captions import Caption
+from app.captioner.model import torch_checkpoint
 from app.captioner.pipeline import Captioner
+from app.captioner.search import SearchOptions
 from app.captioner.vocabulary import BOS, PAD, UNK
 from app.settings import PROJECT_ROOT, Settings
 from support.tiny import photo, save_tiny_checkpoint, tiny_unpublished
@@ -33,10 +34,12 @@ from support.tiny import photo, save_tiny_checkpoint, tiny_unpublished
 BENCHMARKS = PROJECT_ROOT / "benchmarks"
 sys.path.append(str(BENCHMARKS))
 
-import alternatives  # noqa: E402 - programs, not a package
+import ablation  # noqa: E402 - programs, not a package
+import alternatives  # noqa: E402
+import before_after  # noqa: E402
+import costliest  # noqa: E402
 import gpu  # noqa: E402
 import growth  # noqa: E402
-import ladder  # noqa: E402
 import limit  # noqa: E402
 import load  # noqa: E402
 import overhead  # noqa: E402
@@ -55,9 +58,10 @@ MORE_PHOTOS = PROJECT_ROOT.parent / "shared" / "photos"
 
 
 def said_by_both(directory, photos):
-    captioner, other = Captioner.load(directory), plain.PlainCaptioner.load(directory)
+    captioner = Captioner.load(directory, precision="float32")
+    other = plain.PlainCaptioner.load(directory)
     images = [captioner.read(data, max_pixels=40_000_000) for data in photos]
-    ours = [candidates[0].text for candidates in captioner.caption(images)]
+    ours = [best.text for best, *_ in captioner.caption(images).captions]
     return ours, other.caption([other.read(data) for data in photos])
 
 
@@ -94,14 +98,14 @@ def test_the_plain_captioner_searches_as_ours_does(tmp_path, options):
     with torch.no_grad():
         unpublished.network.decoder.words.bias[[PAD, BOS, UNK]] += 9  # what is never said
     manifest = unpublished.manifest.model_copy(update={"search": SearchOptions(**options)})
-    checkpoint.save(tmp_path / "tiny", unpublished._replace(manifest=manifest))
+    torch_checkpoint.save(tmp_path / "tiny", unpublished._replace(manifest=manifest))
     ours, theirs = said_by_both(tmp_path / "tiny", [photo(n) for n in range(4)])
     assert theirs == ours
     assert all(options["min_words"] <= len(caption.split()) for caption in ours)
 
 
-def test_the_plain_captioner_sees_the_whole_image(tmp_path):
-    checkpoint.save(tmp_path / "tiny", tiny_unpublished(whole_image=True))
+def test_the_plain_captioner_has_the_global_feature(tmp_path):
+    torch_checkpoint.save(tmp_path / "tiny", tiny_unpublished(global_feature=True))
     ours, theirs = said_by_both(tmp_path / "tiny", [photo(n) for n in range(4)])
     assert theirs == ours
 
@@ -327,9 +331,9 @@ def test_every_peer_has_its_server():
 
 def test_the_size_of_the_install_counts_what_is_required_and_no_more():
     sizes = startup.installed_bytes("caption-service")
-    assert {"torch", "pillow", "httptools"} <= sizes.keys()  # httptools by an extra of uvicorn
+    assert {"numpy", "pillow", "httptools"} <= sizes.keys()  # httptools by an extra of uvicorn
     assert not {"pytest", "tensorboard"} & sizes.keys()
-    assert sizes["torch"] > 10 * 2**20
+    assert sizes["numpy"] > 10 * 2**20
 
 
 def test_the_cost_of_an_alternative_is_told_in_ours_at_its_best_batch():
@@ -433,23 +437,37 @@ def test_every_program_can_keep_its_result():
 
 def test_steps_take_turns():
     seen = []
-    steps = {name: limit.Step(partial(seen.append, name), 1) for name in "ab"}
-    taken_ms = limit.medians_ms(steps, 3, torch.device("cpu"))
+    steps = {name: limit.timed("all", partial(seen.append, name), 1) for name in "ab"}
+    taken_ms = limit.medians_ms(steps, 3)
     assert "".join(seen) == "ababab"
     assert taken_ms.keys() == {"a", "b"}
-    assert all(each >= 0 for each in taken_ms.values())
+    assert all(each["all"] >= 0 for each in taken_ms.values())
+
+
+def test_a_stage_is_told_by_its_median_and_per_image():
+    runs = iter([{"decode": 0.2}, {"decode": 0.8}, {"decode": 0.4}])
+    steps = {"a": limit.Step(lambda: next(runs), 4)}
+    assert limit.medians_ms(steps, 3) == {"a": {"decode": 100}}
 
 
 def test_images_take_turns_until_the_batch_is_full():
-    images = [torch.zeros(1), torch.ones(1)]
-    assert [float(image) for image in limit.filled(images, 5)] == [0, 1, 0, 1, 0]
-    assert len(limit.filled(images, 1)) == 1
+    assert limit.filled([0, 1], 5) == [0, 1, 0, 1, 0]
+    assert len(limit.filled([0, 1], 1)) == 1
 
 
-def test_every_stage_is_timed():
-    row = limit.measure(Captioner(tiny_unpublished()), photo(), 2, 1)
-    assert tuple(row) == limit.STAGES
-    assert limit.table_of({2: row})[1].split() == ["batch", *limit.STAGES, "images/s"]
+def test_every_stage_is_timed(tiny):
+    args = argparse.Namespace(batches=[2], repeats=1, seconds=0)
+    rows = limit.measure(tiny.captioner, photo(), args)
+    assert tuple(rows[2]) == (*limit.STAGES, "per_s")
+    assert sum(rows[2][name] for name in limit.STAGES[:-1]) <= rows[2]["whole"]
+    assert limit.table_of(rows)[1].split() == ["batch", *limit.STAGES, "images/s"]
+
+
+def test_a_batch_on_all_cores_says_what_it_says_on_one(tiny):
+    images = [tiny.captioner.read(photo(n), max_pixels=limit.MAX_PIXELS) for n in range(5)]
+    on_two = Captioner.of(tiny.loaded, precision="float32", workers=2)
+    said = [best.text for best, *_ in limit.side_by_side(on_two, images)]
+    assert said == [best.text for best, *_ in tiny.captioner.caption(images).captions]
 
 
 # --- cost as work grows -------------------------------------------------------------------------
@@ -466,9 +484,9 @@ GROWN = {
 
 
 @pytest.fixture
-def tiny():
-    loaded = tiny_unpublished()
-    captioner = Captioner(loaded)
+def tiny(tmp_path):
+    loaded = checkpoint.load(save_tiny_checkpoint(tmp_path))
+    captioner = Captioner.of(loaded, precision="float32")
     images = [captioner.read(photo(n), max_pixels=limit.MAX_PIXELS) for n in range(2)]
     return SimpleNamespace(
         loaded=loaded, captioner=captioner, images=images, args=argparse.Namespace(**GROWN)
@@ -489,7 +507,7 @@ def test_cost_is_told_by_batch_size(tiny):
 def test_cost_is_told_by_image_size(tiny, tmp_path):
     (tmp_path / "photo.png").write_bytes(photo())
     rows = growth.by_size(tiny.captioner, [tmp_path / "photo.png"], tiny.args)
-    columns = ["decode ms", "whole ms", "images/s"]
+    columns = ["decode ms", "encode ms", "search ms", "whole ms", "images/s"]
     assert columns_of(rows) == {80: columns, 160: columns}
 
 
@@ -502,7 +520,8 @@ def test_cost_is_told_by_beam_width(tiny):
 def test_every_caption_has_the_length_that_is_asked_about(tiny):
     rows = growth.by_length(tiny.loaded, tiny.images, tiny.args)
     assert {words: row["words"] for words, row in rows.items()} == {2: 2, 5: 5}
-    said = growth.searching(tiny.loaded, "float32", min_words=5, max_words=5).caption(tiny.images)
+    five = growth.searching(tiny.loaded, "float32", min_words=5, max_words=5)
+    said = five.caption(tiny.images).captions
     assert {len(each.words) for candidates in said for each in candidates} == {5}
 
 
@@ -586,16 +605,24 @@ def test_medians_are_told():
     assert line.split() == ["640", "20.0", "22.0", "3.0", "50.0", "40.0", "0.80"]
 
 
+def bare_captioner(caption, *, workers=1):
+    engine = SimpleNamespace(max_concurrent_batches=workers)
+    return SimpleNamespace(read=lambda photo, **_: photo, caption=caption, engine=engine)
+
+
+def saying(text, images):
+    return SimpleNamespace(captions=[[SimpleNamespace(text=text)] for _ in images])
+
+
 def test_a_rate_is_photos_over_time():
     def caption(images):
         batches.append(images)
         time.sleep(0.01)
 
     batches = []
-    bare = SimpleNamespace(read=lambda photo, **_: photo, caption=caption)
-    per_s = limit.whole_per_s(bare, [b"a", b"b", b"c"], 8, 0.05)
+    per_s = limit.whole_per_s(bare_captioner(caption, workers=2), [b"a", b"b", b"c"], 8, 0.05)
     assert {len(batch) for batch in batches} == {8}
-    assert 8 / 0.05 < per_s < 8 / 0.01
+    assert 8 / 0.05 < per_s < 2 * 8 / 0.01
 
 
 def test_pipeline_and_service_take_turns(picky, monkeypatch):
@@ -607,11 +634,11 @@ def test_pipeline_and_service_take_turns(picky, monkeypatch):
 
     def caption(images):
         turns.append("bare")
-        return [[SimpleNamespace(text="dog")] for _ in images]
+        return saying("dog", images)
 
     turns = []
     monkeypatch.setattr(overhead, "serving", serving)
-    bare = SimpleNamespace(read=lambda photo, **_: photo, caption=caption)
+    bare = bare_captioner(caption)
     args = argparse.Namespace(
         checkpoint=Path(), threads=1, precision="float32", clients=3, rounds=2, seconds=0.2
     )
@@ -627,8 +654,7 @@ def test_pipeline_and_service_take_turns(picky, monkeypatch):
 def test_a_service_that_says_something_else_is_not_measured(picky, monkeypatch):
     server = SimpleNamespace(port=picky, posts=lambda photos: posts(*photos))
     monkeypatch.setattr(overhead, "serving", lambda *_: nullcontext(server))
-    cat = [[SimpleNamespace(text="cat")]]
-    bare = SimpleNamespace(read=lambda photo, **_: photo, caption=lambda _: cat)
+    bare = bare_captioner(partial(saying, "cat"))
     args = argparse.Namespace(
         checkpoint=Path(), threads=1, precision="float32", rounds=1, seconds=0.2
     )
@@ -638,7 +664,7 @@ def test_a_service_that_says_something_else_is_not_measured(picky, monkeypatch):
 
 def test_a_service_that_refuses_a_photo_is_not_timed(picky):
     server = SimpleNamespace(port=picky, posts=lambda photos: posts(*photos))
-    bare = SimpleNamespace(read=lambda photo, **_: photo, caption=lambda _: None)
+    bare = bare_captioner(lambda _: None)
     with pytest.raises(servers.Unavailable, match="503"):
         uvloop.run(overhead.pairs_ms(bare, server, [b"no photo"], 1.0))
 
@@ -679,35 +705,27 @@ def test_the_rate_of_a_matrix_product_is_measured(monkeypatch):
 
 
 def test_stages_are_told_by_batch_size(tiny):
-    taken_ms = gpu.stages_ms(tiny.captioner, tiny.images, [1, 3], repeats=1)
+    network = torch_checkpoint.of(tiny.loaded).network
+    taken_ms = gpu.stages_ms(tiny.captioner, network, tiny.images, tiny.args)
     assert list(taken_ms) == [1, 3]
-    stages = {"encode", "search", "whole", "lanes", "encode_in_whole", "search_in_whole"}
+    stages = {"encoder", "encode", "search", "whole", "beside"}
     assert all(set(row) == stages for row in taken_ms.values())
-    for row in taken_ms.values():
-        assert 0 < row["encode_in_whole"] + row["search_in_whole"] < 2 * row["whole"]
+    assert all(0 < row["encode"] + row["search"] <= row["whole"] for row in taken_ms.values())
 
 
-TAKEN_MS = {
-    "encode": 0.5,
-    "search": 4.0,
-    "whole": 2.0,
-    "lanes": 1.0,
-    "encode_in_whole": 0.5,
-    "search_in_whole": 1.0,
-}
+TAKEN_MS = {"encoder": 0.5, "whole": 2.0, "beside": 1.0, "encode": 0.5, "search": 1.0}
 
 
 def test_milliseconds_become_rates_and_parts():
     row = gpu.row_of(TAKEN_MS, flops=10**9, matmul=4e12)
     assert row == {
-        "encode_per_s": 2000,
-        "search_per_s": 250,
+        "encoder_per_s": 2000,
         "whole_per_s": 500,
-        "lanes_per_s": 1000,
+        "beside_per_s": 1000,
         "encode_part": 0.25,
         "search_part": 0.5,
         "rest_part": 0.25,
-        "encode_tflops": 2,
+        "encoder_tflops": 2,
         "of_matmul": 0.5,
     }
 
@@ -744,20 +762,83 @@ def test_every_program_stands_in_the_readme():
     assert [name for name in programs if f"| `{name}` |" not in readme] == []
 
 
-def test_the_ladder_begins_with_the_network_as_it_was_trained(tmp_path):
-    directory = save_tiny_checkpoint(tmp_path)
-    captioners = ladder.rungs(directory, 2)
-    first, second, third, *fourth, last = captioners
-    assert (first, second, last) == ("as trained", "folded, fused, packed", "lanes")
-    assert third in {"ONNX Runtime", "bfloat16"}
-    assert fourth == ["small steps compiled"] * compiled.available()
-    kinds = {type(part).__name__ for part in captioners["as trained"].network.modules()}
-    assert "BatchNorm2d" in kinds
-    assert captioners["lanes"].lanes == 2
-    rows = {
-        name: ladder.measure(each, torch.zeros(3, 64, 64, dtype=torch.uint8), 1)
-        for name, each in captioners.items()
+# --- two trees ----------------------------------------------------------------------------------
+
+
+def test_the_one_who_begins_changes_from_round_to_round():
+    asked = []
+
+    def measure(side):
+        asked.append(side)
+        return float(side)
+
+    assert [before_after.in_turns(measure, turn) for turn in range(3)] == [(0, 1)] * 3
+    assert asked == [0, 1, 1, 0, 0, 1]
+
+
+def test_rounds_of_two_trees_become_medians_and_ratios():
+    row = before_after.summed_up([(10.0, 20.0), (20.0, 30.0), (30.0, 90.0)])
+    assert row == {"before": 20, "after": 30, "ratio": 2}
+    assert str(before_after.summed_up([(0, 1)])["ratio"]) == "nan"
+    *_, line = before_after.table_of({"photos/s": row}, "a machine")
+    assert line == "| photos/s | 20 | 30 | 2.00 |"
+
+
+def test_each_tree_runs_its_own_code(tmp_path):
+    other = tmp_path / "other"
+    (other / "app").mkdir(parents=True)
+    (other / "app" / "__init__.py").write_text("")
+    with before_after.trees([PROJECT_ROOT, other]) as both:
+        assert [tree.folder for tree in both] == [PROJECT_ROOT, other]
+        environment = both[1].environment(deadline_s=2)
+    assert environment["PYTHONPATH"].startswith(str(other))
+    assert environment["CAPTION_DEADLINE_S"] == "2"
+
+
+def test_what_is_no_tree_is_refused(tmp_path):
+    with pytest.raises(SystemExit, match="no checkout"), before_after.trees([tmp_path]):
+        pass
+
+
+def test_a_load_of_two_trees_is_told_by_size_and_clients(picky, monkeypatch):
+    servers_ = [servers.Server(1, picky, servers.SERVICE[servers.OURS]) for _ in range(2)]
+    asked = []
+
+    def seen(server, photos, clients, seconds):
+        asked.append((clients, seconds))
+        return load.Outcome(10, 5, 1, 40.0, 50.0)
+
+    monkeypatch.setattr(before_after, "_seen", seen)
+    monkeypatch.setattr(before_after.Meter, "memory_bytes", lambda _: 2**21)
+    args = argparse.Namespace(sizes=[64], clients=[4], rounds=2, seconds=1.0, warm_up_s=0.5)
+    assert before_after.of_loads(servers_, {64: [b"a"]}, args) == {
+        "photos/s, 4 clients, 64 px": [(2, 2)] * 2,
+        "ms, one client, median, 64 px": [(40, 40)] * 2,
+        "requests refused or broken": [(4, 4)],
+        "MiB of all processes after load": [(2, 2)],
     }
-    first, *_, last = ladder.table_of(rows)[2:]
-    assert first.split()[-1] == "1.00"
-    assert last.startswith("lanes")
+    alone = (1, before_after.LONE_TIMES * 1.0)
+    assert asked == [(4, 0.5)] * 2 + [*[(4, 1.0)] * 2, *[alone] * 2] * 2
+
+
+# --- the costliest upload -----------------------------------------------------------------------
+
+
+def test_an_upload_is_decoded_and_fitted_in_a_child_process():
+    assert costliest.measured(photo()).told == "read"
+    assert costliest.measured(b"no image").told == "unsupported_image"
+
+
+def test_the_parameters_of_a_checkpoint_are_those_of_its_network(tmp_path):
+    counted = sum(each.numel() for each in tiny_unpublished().network.parameters())
+    assert alternatives.parameters_of(save_tiny_checkpoint(tmp_path)) == counted
+
+
+def test_the_ablation_begins_with_plain_torch_and_ends_with_all_cores(tiny, tmp_path):
+    ways = ablation.captioners(tmp_path / "tiny" / "1", 2)
+    first, second, *_, last = ways
+    assert (first, second) == (ablation.PLAIN, "our engine in float32, one core")
+    assert last.endswith("2 cores")
+    rows = ablation.measured(ways, tiny.images, 1)
+    assert all(set(row) == set(ablation.BATCHES) for row in rows.values())
+    assert ablation.table_of(rows)[2].split()[-1] == "1.00"

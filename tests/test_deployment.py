@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,11 @@ CONTAINER = POD["containers"][0]
 DEFAULTS = {name: field.default for name, field in Settings.model_fields.items()}
 DRAIN_S = DEFAULTS["drain_delay_s"] + DEFAULTS["drain_timeout_s"]
 HEALTHCHECK = ["caption-service", "healthcheck"]
+
+
+STAGES = dict(
+    re.findall(r"^FROM \S+ AS (\S+)\n(.*?)(?=^FROM|\Z)", DOCKERFILE, re.MULTILINE | re.DOTALL)
+)
 
 
 def instruction(name):
@@ -88,3 +95,60 @@ def test_the_context_carries_what_the_builder_copies():
     allowed = set(re.findall(r"^!(.*)$", (ROOT / ".dockerignore").read_text(), re.MULTILINE))
     copied = re.findall(r"^COPY (?!--from)(.*) \S+$", DOCKERFILE, re.MULTILINE)
     assert {name for line in copied for name in line.split()} == allowed
+
+
+def test_the_image_is_for_a_cpu_unless_another_is_asked_for():
+    assert list(STAGES)[-1] == "cpu"
+    assert "--from=packages-cpu " in STAGES["cpu"]
+    assert "--from=packages-gpu " in STAGES["gpu"]
+    assert "dependencies.py gpu " in STAGES["packages-gpu"]
+    assert "dependencies.py ${EXTRAS}" in STAGES["packages-cpu"]
+
+
+def test_compose_names_the_target_of_each_service():
+    services = COMPOSE["services"]
+    targets = {name: one["build"]["target"] for name, one in services.items() if "build" in one}
+    assert targets == {"caption": "cpu", "caption-gpu": "gpu", "caption-replica": "gpu"}
+    assert services["caption"]["image"] != services["caption-gpu"]["image"]
+    assert CONTAINER["image"] == services["caption"]["image"]
+
+
+def dependencies_of(*extras):
+    command = [sys.executable, ROOT / "deploy/dependencies.py", *extras]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return {re.match(r"[\w-]+", line)[0] for line in done.stdout.splitlines()}
+
+
+def test_only_the_image_for_a_gpu_gets_torch():
+    assert not dependencies_of() & {"torch", "torchvision", "caption-service"}
+    assert "openvino" in dependencies_of()
+    assert dependencies_of("gpu") - dependencies_of() == {"torch", "torchvision"}
+
+
+def test_an_extra_that_names_another_brings_what_that_one_has():
+    assert {"torch", "nncf", "opentelemetry-sdk"} <= dependencies_of("train", "dev")
+    assert "caption-service" not in dependencies_of("train", "dev")
+
+
+def constraints():
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    return dict(line.split("==") for line in lines if not line.startswith("#"))
+
+
+def test_the_lock_names_every_dependency_and_nothing_but_names_and_versions():
+    locked = constraints()
+    wanted = dependencies_of("train", "dev", "otel", "bench")
+    assert {re.sub("[-_.]+", "-", name) for name in locked} >= wanted
+    assert all(re.fullmatch(r"[\w.*]+", version) for version in locked.values())
+
+
+def test_the_lock_leaves_the_build_of_torch_to_the_machine():
+    assert [name for name in constraints() if name.startswith(("nvidia", "cuda", "triton"))] == []
+    assert constraints()["torch"].endswith(".*")
+    assert constraints()["torchvision"].endswith(".*")
+
+
+def test_make_ci_and_the_image_install_what_is_locked():
+    assert "--constraint constraints.txt" in (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert "--constraint constraints.txt" in DOCKERFILE
+    assert "make test-all" in (ROOT / ".ci/run").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Guards at the door and in the queue that their own files see only from one side."""
+"""Guards of admission and of the queue that their own files see only from one side."""
 
 import asyncio
 import contextlib
@@ -72,7 +72,7 @@ async def test_an_encoding_that_nobody_knows_is_refused_too(encoding):
     problem(refused, 415, "unsupported_encoding")
 
 
-async def test_a_free_device_waits_for_no_company():
+async def test_a_lone_image_is_not_kept_waiting():
     run = Squares()
     async with batching(run) as batcher:
         (lone,) = await submit_all(batcher, [7], FAR_S)

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from support.photos import photo
 from support.processes import descendants, wants_proc
 from support.service_process import Process
-from support.tiny import photo
 
 STRACE = shutil.which("strace")
 TABLES = ("tcp", "tcp6", "udp", "udp6")
@@ -36,7 +36,7 @@ def home(tmp_path, monkeypatch):
     folder = tmp_path / "home"
     folder.mkdir()
     monkeypatch.setenv("HOME", str(folder))
-    for name in [name for name in os.environ if name.startswith(("XDG_", "ORT_"))]:
+    for name in [name for name in os.environ if name.startswith(("XDG_", "OPENVINO_"))]:
         monkeypatch.delenv(name)
     return folder
 
@@ -103,15 +103,8 @@ class Watch:
             thread.join()
 
 
-def forkserver_of(pid):
-    """The process that lanes are forked from: they have its command line, and no children."""
-    command = {each: Path(f"/proc/{each}/cmdline").read_bytes() for each in descendants(pid)}
-    (found,) = [each for each in command if b"forkserver" in command[each] and descendants(each)]
-    return found
-
-
 def until_ready(service):
-    """Wait for as long as it lives: lanes take long to begin on a machine with other work."""
+    """Wait for as long as it lives: it may take long on a machine with other work."""
     while service.process.poll() is None and service.get("/readyz") != READY:
         time.sleep(0.1)
     assert service.process.poll() is None, service.log.read_text()
@@ -124,7 +117,7 @@ def test_the_service_talks_to_its_callers_alone_and_leaves_home_as_it_is(
     tmp_path,
     home,
 ):
-    with Process(checkpoint, tmp_path, TORCH_THREADS=2) as service:
+    with Process(checkpoint, tmp_path, INFERENCE_THREADS=2) as service:
         watch = Watch(service.process.pid)
         with watch.looking():
             until_ready(service)
@@ -134,16 +127,14 @@ def test_the_service_talks_to_its_callers_alone_and_leaves_home_as_it_is(
                 )
                 assert answer.status_code == 200
             time.sleep(1)  # what calls home does so from a thread of its own
-        threads = len(list(Path(f"/proc/{forkserver_of(service.process.pid)}/task").iterdir()))
     assert watch.looks > 3
     assert any(file.startswith("socket:") for file in watch.files)
     assert watch.elsewhere == set()
     assert [file for file in watch.files if file.startswith(str(home)) or ".db" in file] == []
     assert written(home) == []
-    assert threads == 1  # lanes are forked from it
 
 
-@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize("program", ["caption", pytest.param("trainer", marks=pytest.mark.long)])
 def test_the_other_programs_call_nobody_and_leave_home_as_it_is(
     program,
     checkpoint,

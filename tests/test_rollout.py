@@ -7,8 +7,8 @@ import signal
 import httpx
 import pytest
 
+from support.photos import photo
 from support.service_process import Process
-from support.tiny import photo
 
 PROBE_EVERY_S = 0.2
 CALLERS = 3
@@ -89,7 +89,7 @@ async def restart(old, new, statuses):
     return code, balancer.served
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(200)
 def test_a_restart_under_load_loses_no_request(checkpoint, tmp_path):
     statuses = []

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from app.settings import PROJECT_ROOT, Settings, SettingsError, read_settings
+from app.settings import MOST_WORKERS, PROJECT_ROOT, Settings, SettingsError, read_settings
 
 
 def keys(settings):
@@ -16,8 +16,9 @@ def keys(settings):
 
 def test_an_empty_environment_gives_the_defaults():
     settings = read_settings()
-    assert settings.checkpoint == Path("model_store/flickr8k-mobilenetv2/4")
+    assert settings.checkpoint == Path("model_store/flickr8k-mobilenetv2/5")
     assert (settings.host, settings.port, settings.device) == ("127.0.0.1", 8000, "auto")
+    assert (settings.precision, settings.inference_threads) == ("auto", 0)
     assert settings.api_keys == ()
 
 
@@ -25,8 +26,11 @@ def test_variables_become_settings(monkeypatch):
     monkeypatch.setenv("CAPTION_PORT", "9000")
     monkeypatch.setenv("CAPTION_DEVICE", "cuda:1")
     monkeypatch.setenv("CAPTION_DEADLINE_S", "45.5")
+    monkeypatch.setenv("CAPTION_PRECISION", "int8")
+    monkeypatch.setenv("CAPTION_INFERENCE_THREADS", "3")
     settings = read_settings()
     assert (settings.port, settings.device, settings.deadline_s) == (9000, "cuda:1", 45.5)
+    assert (settings.precision, settings.inference_threads) == ("int8", 3)
 
 
 def test_an_empty_variable_is_as_good_as_none(monkeypatch):
@@ -35,9 +39,12 @@ def test_an_empty_variable_is_as_good_as_none(monkeypatch):
     assert read_settings().port == 8000
 
 
-def test_an_unknown_name_is_refused_by_name(monkeypatch):
-    monkeypatch.setenv("CAPTION_MAX_BATHC", "4")
-    with pytest.raises(SettingsError, match="CAPTION_MAX_BATHC"):
+@pytest.mark.parametrize(
+    "name", ["CAPTION_MAX_BATHC", "CAPTION_TORCH_THREADS", "CAPTION_LANE_PROCESSES"]
+)
+def test_an_unknown_name_is_refused_by_name(monkeypatch, name):
+    monkeypatch.setenv(name, "4")
+    with pytest.raises(SettingsError, match=name):
         read_settings()
 
 
@@ -65,6 +72,9 @@ def test_what_kubernetes_puts_beside_our_settings_is_not_ours(monkeypatch, name)
         ("CAPTION_MAX_BATCH", "0"),
         ("CAPTION_DEADLINE_S", "inf"),
         ("CAPTION_DEADLINE_S", "-1"),
+        ("CAPTION_PRECISION", "float16"),
+        ("CAPTION_INFERENCE_THREADS", "-1"),
+        ("CAPTION_INFERENCE_THREADS", str(MOST_WORKERS + 1)),
     ],
 )
 def test_an_invalid_value_is_refused_with_the_name_of_its_variable(monkeypatch, name, value):
@@ -144,7 +154,7 @@ def test_importing_every_module_reads_no_setting():
     program = (
         "import os; os.environ['CAPTION_PORT'] = 'nonsense'\n"
         "import app.main, app.cli, app.web.routes, app.web.admission, app.serving.service\n"
-        "import sys; assert 'torch' not in sys.modules\n"
+        "import sys; assert not {'torch', 'openvino'} & set(sys.modules)\n"
     )
     done = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True)
     assert done.returncode == 0, done.stderr.decode()

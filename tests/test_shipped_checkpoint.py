@@ -20,11 +20,12 @@ def captioner():
 
 
 def said(captioner, path):
-    return captioner.caption([captioner.read(path.read_bytes(), max_pixels=40_000_000)])[0][0]
+    image = captioner.read(path.read_bytes(), max_pixels=40_000_000)
+    return captioner.caption([image]).captions[0][0]
 
 
-def test_it_fits_into_25_megabytes():
-    assert sum(path.stat().st_size for path in SHIPPED.rglob("*")) < 25_000_000
+def test_it_fits_into_30_megabytes():
+    assert sum(path.stat().st_size for path in SHIPPED.rglob("*")) < 30_000_000
 
 
 def test_it_says_its_golden_caption(captioner):
@@ -41,7 +42,9 @@ def test_its_dev_scores_are_in_the_manifest(captioner):
     dev = captioner.manifest.scores["dev"]
     assert dev["images"] == 1000
     assert dev["tokeniser"] == "lower-alphanumeric"
-    assert dev["cider"]["value"] >= 0.54
+    assert dev["cider"]["value"] >= 0.598
+    lost = dev["cider"]["value"] - captioner.manifest.scores["dev_int8"]["cider"]["value"]
+    assert lost <= 0.005
 
 
 def test_a_real_photo_gets_a_sensible_sentence(captioner):

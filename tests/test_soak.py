@@ -15,14 +15,15 @@ from pathlib import Path
 import httpx
 import pytest
 
+from support.photos import photo
 from support.service_process import Process
-from support.tiny import photo
 
 REQUESTS = int(os.environ.get("SOAK_REQUESTS", "3600"))
 WARM_UP = REQUESTS // 6
 CALLERS = 8
 LOOKS = 12
 LEAK_MIB = 1
+FEW = 4
 MAX_UPLOAD_BYTES = 100_000
 GAUGES = ("queue_depth ", "inflight_requests ", "inflight_bytes ")
 
@@ -89,7 +90,7 @@ class Callers:
                 ask, status = ways[number % len(ways)]
                 answer = await client.post("/v1/captions", **ask())
                 self.answered += 1
-                # with others ahead, who has no time is turned away at the door
+                # with others ahead, who has no time is refused before his body is read
                 allowed = {503, 504} if status == 504 else {status}
                 if answer.status_code not in allowed:
                     self.wrong.append((number % len(ways), answer.status_code, answer.text))
@@ -140,7 +141,7 @@ def wait_until_idle(service):
         time.sleep(0.1)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(max(300, REQUESTS))
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
 def test_a_soak_of_good_and_bad_requests_leaves_nothing_behind(checkpoint, tmp_path):
@@ -161,8 +162,9 @@ def test_a_soak_of_good_and_bad_requests_leaves_nothing_behind(checkpoint, tmp_p
     assert callers.answered + callers.left == REQUESTS
     assert callers.answered <= counted <= REQUESTS  # who left may have been gone too soon
     assert waiting == [0, 0, 0]
-    assert after["task"] <= before["task"]
-    assert after["fd"] <= before["fd"]
+    # a pool makes a thread when it first needs it; what leaks does so hundreds of times
+    assert after["task"] <= before["task"] + FEW
+    assert after["fd"] <= before["fd"] + FEW
     assert min(growth_mib(callers.looks)) < LEAK_MIB
 
 

@@ -1,10 +1,10 @@
-"""python -m trainer {prepare,doctor,fit,average,evaluate,score,publish}."""
+"""python -m trainer {prepare,doctor,fit,average,evaluate,score,convert,publish}."""
 
 import argparse
 import sys
 
 from app.captioner.errors import CaptionerError
-from trainer.commands import average, doctor, evaluate, fit, prepare, publish, score
+from trainer.commands import average, convert, doctor, evaluate, fit, prepare, publish, score
 from trainer.errors import TrainerError
 
 VERBS = {
@@ -14,6 +14,7 @@ VERBS = {
     "average": (average, "average checkpoints that were trained on from one another"),
     "evaluate": (evaluate, "caption a split with a checkpoint and score it"),
     "score": (score, "score captions from a file"),
+    "convert": (convert, "a checkpoint of a version before 0.2.0 -> one that this version loads"),
     "publish": (publish, "turn a run's best checkpoint into a directory of the model store"),
 }
 

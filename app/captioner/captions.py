@@ -6,13 +6,12 @@ B images, K beams, T steps, R regions
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from app.captioner.beam import Beams
-from app.captioner.errors import ImageError
+from app.captioner.search import BeamArrays
 from app.captioner.vocabulary import Vocabulary
 
 
@@ -50,38 +49,7 @@ class Caption:
     words: tuple[Word, ...]
 
 
-class Found(NamedTuple):
-    """`beam.Beams` as numpy arrays: one copy from the device, and fit to leave the process."""
-
-    words_BKT: npt.NDArray[np.int64]
-    lengths_BK: npt.NDArray[np.int64]
-    log_probs_BK: npt.NDArray[np.float32]
-    scores_BK: npt.NDArray[np.float32]
-    word_log_probs_BKT: npt.NDArray[np.float32]
-    attention_BKTR: npt.NDArray[np.float32] | None
-
-    @classmethod
-    def of(cls, beams: Beams) -> Self:
-        """Copy beams from their device."""
-        arrays: list[Any] = [None if tensor is None else tensor.cpu().numpy() for tensor in beams]
-        return cls(*arrays)
-
-
-class Findings(NamedTuple):
-    """What became of a batch.
-
-    Attributes:
-        images: those of the batch that somebody still waited for.
-        found: what was found for them, in that order; None where there were none.
-        refused: those that are no image, or none that we read, and why.
-    """
-
-    images: list[int]
-    found: Found | None
-    refused: dict[int, ImageError]
-
-
-def told(found: Found, vocabulary: Vocabulary) -> list[tuple[Caption, ...]]:
+def to_captions(found: BeamArrays, vocabulary: Vocabulary) -> list[tuple[Caption, ...]]:
     """Put what was found into words: per image its candidates, best first."""
     return [
         tuple(_caption(found, vocabulary, b, int(k)) for k in np.flatnonzero(np.isfinite(scores_K)))
@@ -89,19 +57,21 @@ def told(found: Found, vocabulary: Vocabulary) -> list[tuple[Caption, ...]]:
     ]
 
 
-def _caption(found: Found, vocabulary: Vocabulary, b: int, k: int) -> Caption:
+def _caption(found: BeamArrays, vocabulary: Vocabulary, b: int, k: int) -> Caption:
     length = int(found.lengths_BK[b, k])
     texts = vocabulary.decode(found.words_BKT[b, k, :length].tolist())
     log_probs = found.word_log_probs_BKT[b, k, :length].tolist()
     looked: Sequence[Iterable[Any]] = ()
     if found.attention_BKTR is not None:
-        looked = _looked(found.attention_BKTR[b, k, :length])
+        looked = _where_it_looked(found.attention_BKTR[b, k, :length])
     words = tuple(map(Word, texts, log_probs, *looked))
     log_prob, score = float(found.log_probs_BK[b, k]), float(found.scores_BK[b, k])
     return Caption(" ".join(texts), log_prob, score, words)
 
 
-def _looked(attention_TR: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], list[float]]:
+def _where_it_looked(
+    attention_TR: npt.NDArray[np.float32],
+) -> tuple[npt.NDArray[np.float32], list[float]]:
     """Give the regions of each word as a square, and its sentinel, which comes last."""
     side = math.isqrt(attention_TR.shape[1] - 1)
     return attention_TR[:, :-1].reshape(-1, side, side), attention_TR[:, -1].tolist()

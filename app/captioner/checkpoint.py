@@ -1,7 +1,8 @@
-"""A directory of the model store <-> (network, vocabulary, manifest).
+"""A directory of the model store <-> what lies in it. Knows no torch.
 
 manifest.json         what the network is, where it comes from, sha256 of every other file
 weights.safetensors   matrices in half precision, vectors in single; never a pickle
+graphs/*.xml          how to compute with them without torch, see `graphs`
 vocabulary.json       the words, in order of their ids
 golden/image.png      an image drawn by ourselves ...
 golden/caption.json   ... and what the network must say about it
@@ -12,15 +13,14 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, NoReturn, Self
 
 from pydantic import ValidationError
 
-from app.captioner import documents, weights
+from app.captioner import documents, graphs, tensors
 from app.captioner.directory import Directory
 from app.captioner.errors import CheckpointError
 from app.captioner.manifest import FORMAT_VERSION, WEIGHTS, Golden, Manifest
-from app.captioner.network import Architecture, Network
 from app.captioner.vocabulary import TOKENISER, Vocabulary
 
 MANIFEST = "manifest.json"
@@ -28,11 +28,16 @@ VOCABULARY = "vocabulary.json"
 GOLDEN_IMAGE = "golden/image.png"
 GOLDEN_CAPTION = "golden/caption.json"
 CARD = "CARD.md"
+_NEEDED = (WEIGHTS, VOCABULARY, graphs.ENCODE, graphs.STEP)
 _PICKLES = {".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt"}
 
 _MANIFEST_BYTES, _MANIFEST_VALUES = 4 * 2**20, 2**18  # thousands of epochs of history
-_MOST_BYTES: Final = {VOCABULARY: 32 * 2**20, GOLDEN_CAPTION: 64 * 2**10}
-_OTHER_BYTES = 16 * 2**20  # card, golden image and what else a manifest lists
+_MOST_BYTES: Final = {
+    VOCABULARY: 32 * 2**20,
+    GOLDEN_CAPTION: 64 * 2**10,
+    WEIGHTS: tensors.MOST_BYTES,
+}
+_OTHER_BYTES = 16 * 2**20  # card, golden image, graphs and what else a manifest lists
 _MANY_VALUES = 100  # of a golden caption, and of a vocabulary beside its words
 
 
@@ -44,50 +49,69 @@ class GoldenSample(NamedTuple):
 
 
 class Checkpoint(NamedTuple):
-    """A loaded directory: float32 weights on the CPU, evaluation mode.
+    """A loaded directory, verified.
 
-    A run's own have no golden sample; to publish one is to give it one.
+    Attributes:
+        manifest: what the network is.
+        vocabulary: its words.
+        weights: the bytes of ``weights.safetensors``.
+        graphs: the text of every graph by its name, see `graphs.NAMES`.
+        golden: a run's own checkpoint has none; to publish one is to give it one.
     """
 
-    network: Network
-    vocabulary: Vocabulary
     manifest: Manifest
+    vocabulary: Vocabulary
+    weights: bytes
+    graphs: Mapping[str, bytes]
     golden: GoldenSample | None = None
 
+    def with_manifest(self, manifest: Manifest) -> Self:
+        """Give the same network under another manifest: another search, for example."""
+        return self._replace(manifest=manifest)
 
-# --- saving -------------------------------------------------------------------------------------
+
+# --- writing ------------------------------------------------------------------------------------
 
 
-def save(
-    directory: Path, checkpoint: Checkpoint, *, extra_files: Mapping[str, bytes] | None = None
+def write(
+    directory: Path,
+    manifest: Manifest,
+    vocabulary: Vocabulary,
+    files: Mapping[str, bytes],
 ) -> Manifest:
     """Write an immutable directory and return the manifest with its hashes.
 
     Args:
         directory: must not exist yet.
-        checkpoint: ``manifest.files`` is computed here.
-        extra_files: golden and card, by their names in the directory.
+        manifest: ``files`` in it is computed here.
+        vocabulary: the words.
+        files: weights, graphs, golden sample and card, by their names in the directory.
 
     Raises:
         CheckpointError: the directory exists; a published checkpoint never changes.
     """
-    contents = {
-        WEIGHTS: weights.written(checkpoint.network),
-        VOCABULARY: _json({"words": checkpoint.vocabulary.words}),
-        **(extra_files or {}),
-    }
+    contents = {**files, VOCABULARY: _json({"words": vocabulary.words})}
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
-    manifest = checkpoint.manifest.model_copy(update={"files": hashes})
+    manifest = manifest.model_copy(update={"files": hashes})
     contents[MANIFEST] = _json(manifest.model_dump(mode="json"))
     try:
         directory.mkdir(parents=True)
     except FileExistsError:
-        raise CheckpointError(f"{directory} exists: publish under a new version") from None
+        refuse_existing(directory)
     for name, content in contents.items():
         path = directory / name
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(content)
     return manifest
+
+
+def refuse_existing(directory: Path) -> NoReturn:
+    """Say that a published checkpoint never changes.
+
+    Raises:
+        CheckpointError: always.
+    """
+    raise CheckpointError(f"{directory} exists: publish under a new version") from None
 
 
 def _json(value: object) -> bytes:
@@ -98,7 +122,7 @@ def _json(value: object) -> bytes:
 
 
 def load(directory: Path) -> Checkpoint:
-    """Read a directory and verify all of it: hashes, words, names, shapes and bounds.
+    """Read a directory and verify all of it: hashes, words, numbers, graphs and bounds.
 
     Nothing is read twice, and nothing that the manifest does not vouch for.
 
@@ -109,15 +133,19 @@ def load(directory: Path) -> Checkpoint:
         manifest = _manifest(files)
         _refuse_pickles(files)
         _refuse_unlisted(files, manifest)
-        empty = _empty_network(files, manifest.architecture)
-        most_bytes = {**_MOST_BYTES, WEIGHTS: weights.most_bytes(empty)}
         contents = {
-            name: _verified(files, name, sha256, most_bytes.get(name, _OTHER_BYTES))
+            name: _verified(files, name, sha256, _MOST_BYTES.get(name, _OTHER_BYTES))
             for name, sha256 in manifest.files.items()
         }
         vocabulary = _vocabulary(files, contents[VOCABULARY], manifest.architecture.words)
-        network = _network(files, empty, contents[WEIGHTS])
-        return Checkpoint(network, vocabulary, manifest, _golden(files, contents))
+        _check_weights(files, contents[WEIGHTS])
+        return Checkpoint(
+            manifest,
+            vocabulary,
+            contents[WEIGHTS],
+            _graphs(files, contents),
+            _golden(files, contents),
+        )
 
 
 def read_manifest(directory: Path) -> Manifest:
@@ -155,6 +183,11 @@ def _manifest(files: Directory) -> Manifest:
         version = fields.get("format_version")
         if isinstance(version, int) and version > FORMAT_VERSION:
             files.refuse(f"format {version} is newer than {FORMAT_VERSION}: update the service")
+        if version == 1:
+            files.refuse(
+                "format 1 was written before version 0.2.0, convert it: "
+                f"python -m trainer convert {files.path} --version NEW"
+            )
         manifest = Manifest.model_validate(fields)
     except (ValueError, AttributeError) as error:
         files.refuse(f"{MANIFEST} is not a manifest: {_told(error)}")
@@ -171,8 +204,8 @@ def _refuse_pickles(files: Directory) -> None:
 
 def _refuse_unlisted(files: Directory, manifest: Manifest) -> None:
     """Refuse what nobody vouches for: weights and words always, a golden sample that is there."""
-    for name in (WEIGHTS, VOCABULARY, GOLDEN_IMAGE, GOLDEN_CAPTION):
-        needed = name in (WEIGHTS, VOCABULARY) or files.has(name) or _has_golden(manifest.files)
+    for name in (*_NEEDED, GOLDEN_IMAGE, GOLDEN_CAPTION):
+        needed = name in _NEEDED or files.has(name) or _has_golden(manifest.files)
         if needed and name not in manifest.files:
             files.refuse(f"{MANIFEST} does not list {name}")
 
@@ -217,18 +250,22 @@ def _golden(files: Directory, contents: Mapping[str, bytes]) -> GoldenSample | N
         files.refuse(f"{GOLDEN_CAPTION} is no golden caption: {_told(error)}")
 
 
-def _empty_network(files: Directory, architecture: Architecture) -> Network:
+def _check_weights(files: Directory, content: bytes) -> None:
     try:
-        return weights.empty_network(architecture)
+        places = tensors.layout(content)
+        tensors.check_finite(content, places)
     except ValueError as error:
-        files.refuse(f"{MANIFEST} asks for too much: {error}")
+        files.refuse(f"{WEIGHTS}: {error}")
 
 
-def _network(files: Directory, empty: Network, content: bytes) -> Network:
-    try:
-        return weights.filled(empty, content)
-    except ValueError as error:
-        files.refuse(f"{WEIGHTS}: {_told(error)}")
+def _graphs(files: Directory, contents: Mapping[str, bytes]) -> dict[str, bytes]:
+    found = {name: contents[name] for name in graphs.NAMES if name in contents}
+    for name, text in found.items():
+        try:
+            graphs.check(text, len(contents[WEIGHTS]))
+        except ValueError as error:
+            files.refuse(f"{name}: {error}")
+    return found
 
 
 def _told(error: Exception) -> str:

@@ -31,7 +31,7 @@ class Directory:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self.path = path
         self._root = os.path.realpath(path, strict=True)
         self._descriptor = os.open(self._root, _FOLDER)
 
@@ -56,7 +56,7 @@ class Directory:
         Raises:
             CheckpointError: always.
         """
-        raise CheckpointError(f"checkpoint {self._path}: {reason}") from None
+        raise CheckpointError(f"checkpoint {self.path}: {reason}") from None
 
     def has(self, name: str) -> bool:
         """Say whether anything has this name, were it a link that leads nowhere."""

@@ -1,4 +1,4 @@
-"""What can go wrong in the workshop.
+"""What can go wrong in the captioner.
 
 CaptionerError
 ├── ImageError            one upload is at fault; ``code`` is stable and fit for clients
@@ -10,14 +10,13 @@ CaptionerError
 ├── CheckpointError       a directory of the model store cannot be trusted
 ├── OutOfMemory           the batch does not fit into the device; a smaller one may
 └── DeviceFault           the device has failed for good; ``code`` is stable, a reason of probes
-    └── LaneDied          the process of a lane has ended
 """
 
 _MOST_CHARACTERS = 1000
 
 
 class CaptionerError(Exception):
-    """Anything the workshop raises on purpose."""
+    """Anything the captioner raises on purpose."""
 
 
 class ImageError(CaptionerError):
@@ -73,12 +72,6 @@ class DeviceFault(CaptionerError):
     """The device has failed for good; only a new process can use it."""
 
     code = "device_fault"
-
-
-class LaneDied(DeviceFault):
-    """The process of a lane has ended; whatever it was at is lost."""
-
-    code = "lane_died"
 
 
 def _printable(text: str) -> str:

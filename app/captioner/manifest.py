@@ -12,12 +12,12 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from app.captioner.beam import SearchOptions
-from app.captioner.image import Fit
-from app.captioner.network import ENCODERS, Architecture
+from app.captioner.architecture import ENCODER_SHAPES, Architecture
+from app.captioner.image.fit import Fit, Resampling
+from app.captioner.search import SearchOptions
 from app.captioner.vocabulary import TOKENISER, tokenise
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 WEIGHTS = "weights.safetensors"
 
 MOST_BEAMS = 32
@@ -27,7 +27,7 @@ MOST_FILES = 64
 MOST_WORKING_BYTES = 512 * 2**20
 """Of a batch of 8 images beside the weights, see `working_bytes`."""
 MOST_TABLE_BYTES = 512 * 2**20
-"""Of what the LSTM takes of each word, which a network prepared for inference keeps."""
+"""Of what the LSTM takes of each word, which an engine keeps."""
 MOST_PUBLIC_BYTES = 64 * 2**10
 """Of what ``/v1/models`` shows to everybody who asks."""
 _BATCH = 8
@@ -64,12 +64,14 @@ class ImageGeometry(BaseModel):
     Attributes:
         size_px: side of the square.
         fit: ``squeeze``, ``crop`` or ``pad``, see `app.captioner.image.fit`.
+        resampling: the filter that resizes it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     size_px: int = Field(ge=32, le=1024)
     fit: Fit
+    resampling: Resampling = "bilinear"
 
 
 class Manifest(BaseModel):
@@ -77,7 +79,7 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format_version: Literal[1] = FORMAT_VERSION
+    format_version: Literal[2] = FORMAT_VERSION
     name: Name
     version: Name
     architecture: Architecture
@@ -117,7 +119,7 @@ def working_bytes(manifest: Manifest) -> int:
 
 def _encoder_floats(manifest: Manifest) -> int:
     """Count what goes into and comes out of an image's largest layer."""
-    spec = ENCODERS[manifest.architecture.encoder]
+    spec = ENCODER_SHAPES[manifest.architecture.encoder]
     return spec.floats_per_pixel * manifest.image.size_px**2
 
 
@@ -127,7 +129,7 @@ def _search_floats(manifest: Manifest) -> int:
     The scores of all words are there twice, the attention of all steps three times while it is put
     in order.
     """
-    about, spec = manifest.architecture, ENCODERS[manifest.architecture.encoder]
+    about, spec = manifest.architecture, ENCODER_SHAPES[manifest.architecture.encoder]
     K, T = manifest.search.beam_width, manifest.search.max_words + 1
     V, H = about.words, about.hidden_width
     D = spec.grid_width if about.features == "grid" else spec.vector_width
@@ -137,7 +139,7 @@ def _search_floats(manifest: Manifest) -> int:
 
 
 def table_bytes(architecture: Architecture) -> int:
-    """Give the size of the table that `folding.decoder_with_table` makes, in float32."""
+    """Give the size of the table that an engine makes of embedding and LSTM, in float32."""
     return 4 * architecture.words * 5 * architecture.hidden_width
 
 
@@ -147,17 +149,27 @@ def _said(caption: str) -> str:
     return caption
 
 
-class Golden(BaseModel):
-    """What the network must say about the golden image.
+class Said(BaseModel):
+    """What a network said about an image.
 
     Attributes:
         caption: the best caption, word for word.
         log_prob: its log-probability, in nats.
-        tolerance: how far, in nats, another CPU or a GPU may be from it in float32.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(extra="forbid")
 
     caption: Annotated[str, Field(max_length=10_000), AfterValidator(_said)]
     log_prob: float = Field(allow_inf_nan=False)
+
+
+class Golden(Said):
+    """What the network must say about the golden image in float32.
+
+    Attributes:
+        tolerance: how far, in nats, another CPU or a GPU may be from it in float32.
+        int8: what it says with its encoder in int8, if it has one.
+    """
+
     tolerance: float = Field(default=0.05, ge=0, le=1)
+    int8: Said | None = None

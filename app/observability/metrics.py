@@ -21,7 +21,7 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self._count_requests()
-        self._time_the_journey()
+        self._time_requests()
         self._count_batches()
         self._gauge_the_service()
         ProcessCollector(registry=self.registry)
@@ -49,7 +49,7 @@ class Metrics:
             ["outcome"], registry=registry,
         )  # fmt: skip
 
-    def _time_the_journey(self) -> None:
+    def _time_requests(self) -> None:
         registry = self.registry
         self.request_duration = Histogram(
             "caption_request_duration_seconds", "From the headers to the end of the answer.",

@@ -1,10 +1,9 @@
 """Micro-batching: many callers hand in one item each, and the device sees batches.
 
-Knows asyncio, not images, torch or HTTP. A free device takes what waits at once, unless company is
-due before another item would be done, and so costs less in this batch than in the next: an item
-that is being prepared, or the next items of callers who were just answered, where they have been
-coming back at once. A lone item waits for nothing. A device that runs several batches side by side
-has a lane for each. Where callers contend they take turns, and leave each other room.
+Knows asyncio, not images, torch or HTTP. Each batch that may run at the same time has a worker, a
+task. A free worker takes its share of what waits at once, unless more items are expected any
+moment: see `batch_size` and `expected_arrivals`. Where callers contend they take turns, and leave
+each other room.
 """
 
 import asyncio
@@ -16,19 +15,15 @@ from itertools import chain
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from app.serving.batch_limit import BatchSizeLimit
+from app.serving.expected_arrivals import NONE_EXPECTED, Expected, ExpectedArrivals
 from app.serving.fair_queue import FairQueue, Path, Presence, Rounds
 
 In = TypeVar("In")
 Out = TypeVar("Out")
-Wanted = Callable[[int], bool]
+StillWaiting = Callable[[int], bool]
 
-PATIENCE_S = 0.01
-"""How long a free device waits for company; longer, up to ``_MOST_PATIENCE_S``, where an item takes
-longer."""
-_MOST_PATIENCE_S = 0.05
-_OFTEN = 0.7  # share of callers who come back so soon, from which on they are waited for
 _LONGEST_RETRY_S = 60
-_FEW = 2  # of a flow in the batch that takes the last free lane, while others contend
+_FEW = 2  # of a flow in the batch that takes the last free worker, while others contend
 _MEMORY = 0.8  # weight of the past in what is measured
 
 
@@ -95,51 +90,40 @@ class _Item(Generic[In, Out]):
     answer: "asyncio.Future[Out]" = field(repr=False)
 
 
-class _Company:
-    """Whether callers who were answered come back at once, as those do who have a next image.
+def batch_size(
+    *,
+    waiting: int,
+    expected: int,
+    under_way: int,
+    workers: int,
+    size_limit: int,
+    min_concurrent_batch: int,
+) -> int:
+    """Decide how many of the items that wait a free worker takes now; 0 is to wait.
 
-    Attributes:
-        left_s: when the last batch was answered; its callers, and those of batches before who may
-            still be back, are the last ones below.
-        patience_s: how long they are worth waiting for.
+    A worker takes its share, not all there is. All items, in batches under way, waiting and
+    expected, are divided evenly among the workers: two batches of four end sooner than one of
+    seven and one of one. Where a small batch is not worth a worker, fewer workers share.
+
+    A share that is not complete waits for the items that are expected: they cost less in this batch
+    than in the next. A queue that fills a whole batch waits for none.
+
+    Args:
+        waiting: items in the queue that may leave now.
+        expected: items that may come any moment and are worth waiting for.
+        under_way: items in the batches of other workers.
+        workers: how many there are, this one and the busy ones included.
+        size_limit: most items in a batch.
+        min_concurrent_batch: fewest items worth a batch while another is under way.
     """
-
-    def __init__(self) -> None:
-        self.left_s = -math.inf
-        self.patience_s = PATIENCE_S
-        self._awaited = 0
-        self._came = 0
-        self._share = 0.0
-
-    @property
-    def due_s(self) -> float:
-        """Until when the last callers are worth waiting for."""
-        return self.left_s + self.patience_s if self.due else -math.inf
-
-    @property
-    def due(self) -> int:
-        """How many of the last callers are worth waiting for."""
-        return max(0, self._awaited - self._came) if self._share >= _OFTEN else 0
-
-    @property
-    def away(self) -> bool:
-        """Whether some of the last callers may be back any moment, worth a wait or not."""
-        now_s = asyncio.get_running_loop().time()
-        return self._came < self._awaited and now_s < self.left_s + self.patience_s
-
-    def came(self) -> None:
-        """Count an item that begins."""
-        self._came += 1
-
-    def left(self, items: int) -> None:
-        """Note that so many were answered, and later how many came meanwhile."""
-        loop, before = asyncio.get_running_loop(), self._came
-        still = self._awaited - before if self.away else 0
-        self.left_s, self._awaited = loop.time(), before + still + items
-        loop.call_later(self.patience_s, lambda: self._learn((self._came - before) / items))
-
-    def _learn(self, share: float) -> None:
-        self._share = _MEMORY * self._share + (1 - _MEMORY) * min(1.0, share)
+    if not waiting or (under_way and waiting < min_concurrent_batch):
+        return 0
+    if waiting >= size_limit:
+        expected = 0
+    all_items = under_way + waiting + expected
+    sharing = max(1, min(workers, all_items // min_concurrent_batch))
+    share = min(size_limit, math.ceil(all_items / sharing))
+    return 0 if expected and waiting < share else min(waiting, share)
 
 
 class MicroBatcher(Generic[In, Out]):
@@ -156,13 +140,13 @@ class MicroBatcher(Generic[In, Out]):
         max_queue_bytes: Most bytes that wait, as ``weigh`` tells.
         weigh: Gives the bytes of an item.
         watcher: Told about dispatches and callers who left.
-        on_crash: Called when a lane itself dies, which is a bug; everything that waited has
+        on_crash: Called when a worker itself dies, which is a bug; everything that waited has
             failed by then.
     """
 
     def __init__(
         self,
-        run: Callable[[list[In], Wanted], Awaitable[Sequence[Out | Exception]]],
+        run: Callable[[list[In], StillWaiting], Awaitable[Sequence[Out | Exception]]],
         *,
         max_batch: int,
         max_queue: int,
@@ -174,7 +158,7 @@ class MicroBatcher(Generic[In, Out]):
         self._run = run
         self._size_limit = BatchSizeLimit(max_batch)
         self._max_queue = max_queue
-        self._least_beside = 1
+        self._min_concurrent_batch = 1
         self._max_queue_bytes = max_queue_bytes
         self._weigh = weigh
         self._watcher = watcher
@@ -183,13 +167,12 @@ class MicroBatcher(Generic[In, Out]):
         self._queue_bytes = 0
         self._presence = Presence(crowd=max_batch)
         self._batches: list[list[_Item[In, Out]]] = []
-        self._coming = 0
-        self._company = _Company()
+        self._expected_arrivals = ExpectedArrivals()
         self._wake = asyncio.Event()
-        self._alarm: asyncio.TimerHandle | None = None
+        self._next_look: asyncio.TimerHandle | None = None
         self._closed = False
         self._seconds_per_item = 0.0
-        self._lanes: list[asyncio.Task[None]] = []
+        self._workers: list[asyncio.Task[None]] = []
 
     @property
     def depth(self) -> int:
@@ -203,36 +186,30 @@ class MicroBatcher(Generic[In, Out]):
 
     @property
     def seconds_per_item(self) -> float:
-        """What an item took lately, all lanes together; 0 before the first batch."""
+        """What an item took lately, all workers together; 0 before the first batch."""
         return self._seconds_per_item
 
-    @property
-    def expects_company(self) -> bool:
-        """Whether more items than those that wait or are under way may begin any moment."""
-        return self._coming > 0 or self._company.away
-
-    def start(self, lanes: int = 1, *, least_beside: int = 1) -> None:
-        """Begin to run batches, so many side by side. Items submitted earlier have waited for it.
+    def start(self, workers: int = 1, *, min_concurrent_batch: int = 1) -> None:
+        """Begin to run batches. Items submitted earlier have waited for it.
 
         Args:
-            lanes: Calls of ``run`` under way at the same time, at most.
-            least_beside: Fewest items worth a batch beside another; fewer wait for its end.
+            workers: Calls of ``run`` under way at the same time, at most.
+            min_concurrent_batch: Fewest items worth a batch while another is under way; fewer wait
+                for its end. More than 1 says that a small batch takes as long as a large one.
         """
-        self._least_beside = least_beside
-        for number in range(lanes):
-            lane = asyncio.create_task(self._work(), name=f"micro-batcher-{number}")
-            lane.add_done_callback(self._supervise)
-            self._lanes.append(lane)
+        self._min_concurrent_batch = min_concurrent_batch
+        for number in range(workers):
+            worker = asyncio.create_task(self._work(), name=f"micro-batcher-{number}")
+            worker.add_done_callback(self._supervise)
+            self._workers.append(worker)
 
     @contextmanager
     def expecting(self) -> Iterator[None]:
         """Say that an item is being prepared, which will be submitted right afterwards or never."""
-        self._coming += 1
-        self._company.came()
         try:
-            yield
+            with self._expected_arrivals.preparing(asyncio.get_running_loop().time()):
+                yield
         finally:
-            self._coming -= 1
             self._wake.set()
 
     async def submit(self, value: In, deadline_s: float, flow: Flow = NOBODY) -> Out:
@@ -270,17 +247,18 @@ class MicroBatcher(Generic[In, Out]):
         return min(max(1, math.ceil(ahead * self._seconds_per_item)), _LONGEST_RETRY_S)
 
     async def close(self, timeout_s: float | None = None) -> None:
-        """Refuse new items, answer those that wait, stop the lanes.
+        """Refuse new items, answer those that wait, stop the workers.
 
         Whatever is not answered within ``timeout_s`` fails with Closed.
         """
         self._closed = True
         self._wake.set()
-        if self._lanes:
-            await asyncio.wait(self._lanes, timeout=timeout_s)
-            for lane in self._lanes:
-                lane.cancel()
-            await asyncio.wait(self._lanes)
+        if self._workers:
+            await asyncio.wait(self._workers, timeout=timeout_s)
+            for worker in self._workers:
+                worker.cancel()
+            await asyncio.wait(self._workers)
+        self._cancel_next_look()
         self._fail_all()
 
     def _enqueue(self, value: In, deadline_s: float, flow: Flow) -> _Item[In, Out]:
@@ -325,28 +303,43 @@ class MicroBatcher(Generic[In, Out]):
                 await self._answer(batch)
                 self._batches.remove(batch)
                 self._presence.ended(flows)
-                self._company.left(len(batch))
+                self._expected_arrivals.answered(len(batch), asyncio.get_running_loop().time())
 
     def _take(self) -> list[_Item[In, Out]]:
-        """Take live items from the queue: this lane's share of them, where others are free too."""
+        """Take from the queue what leaves now; nothing where it had better wait."""
         held_back = self._held_back()
         waiting = len(self._queue) - sum(len(self._queue.of(flow)) for flow in held_back)
-        worth = self._least_beside
-        if self._batches and waiting < worth:
-            return []
-        expected = waiting
-        # Who may take a lane now need not wait for the company of who may not.
-        if not held_back and 0 < waiting < self._size_limit.now and self._is_patient():
-            expected += self._coming + self._company.due
-        total = expected + sum(map(len, self._batches))
-        lanes = max(1, min(len(self._lanes), total // worth))
-        most = min(self._size_limit.now, math.ceil(total / lanes))
-        if waiting < min(most, expected):
-            return []
-        return self._in_turn(most, held_back)
+        # Who may take a worker now need not wait for the arrivals of who may not.
+        expected = self._expected() if waiting and not held_back else NONE_EXPECTED
+        size = batch_size(
+            waiting=waiting,
+            expected=expected.items,
+            under_way=sum(map(len, self._batches)),
+            workers=len(self._workers),
+            size_limit=self._size_limit.now,
+            min_concurrent_batch=self._min_concurrent_batch,
+        )
+        if size:
+            return self._in_turn(size, held_back)
+        if expected.items:
+            self._look_again_at(expected.until_s)
+        return []
+
+    def _expected(self) -> Expected:
+        oldest_s = min(item.arrived_s for item in self._queue)
+        return self._expected_arrivals.at(asyncio.get_running_loop().time(), oldest_s)
+
+    def _look_again_at(self, when_s: float) -> None:
+        """Let free workers look at the queue then, whatever happens until then."""
+        self._cancel_next_look()
+        self._next_look = asyncio.get_running_loop().call_at(when_s, self._wake.set)
+
+    def _cancel_next_look(self) -> None:
+        if self._next_look is not None:
+            self._next_look.cancel()
 
     def _in_turn(self, most: int, held_back: Collection[Path]) -> list[_Item[In, Out]]:
-        takes_last = len(self._batches) + 1 >= len(self._lanes)
+        takes_last = len(self._batches) + 1 >= len(self._workers)
         most_of_flow = _FEW if takes_last else math.inf  # somebody else may come any moment
         rounds = Rounds(self._queue, held_back, self._contended, most_of_flow)
         batch: list[_Item[In, Out]] = []
@@ -357,11 +350,11 @@ class MicroBatcher(Generic[In, Out]):
         return batch
 
     def _held_back(self) -> set[Path]:
-        """Give the flows that wait and have to leave the next lane to others."""
+        """Give the flows that wait and have to leave the next worker to others."""
         if not self._queue or self._batches_cost_alike:
             return set()
         now_s = asyncio.get_running_loop().time()
-        held_back = self._presence.held_back(self._queue, len(self._lanes), now_s)
+        held_back = self._presence.held_back(self._queue, len(self._workers), now_s)
         return {flow for flow in held_back if flow[:-1] not in held_back and self._queue.of(flow)}
 
     def _contended(self, parent: Path) -> bool:
@@ -371,22 +364,7 @@ class MicroBatcher(Generic[In, Out]):
     @property
     def _batches_cost_alike(self) -> bool:
         """Whether a small batch would be over no sooner: then there is nothing to leave room by."""
-        return self._least_beside > 1
-
-    def _is_patient(self) -> bool:
-        """Say whether company is due, and look again when it should have come."""
-        loop, until_s = asyncio.get_running_loop(), self._company.due_s
-        if self._coming:
-            until_s = self._company.patience_s + max(self._company.left_s, self._oldest_s())
-        if self._alarm is not None:
-            self._alarm.cancel()
-        if loop.time() >= until_s:
-            return False
-        self._alarm = loop.call_at(until_s, self._wake.set)
-        return True
-
-    def _oldest_s(self) -> float:
-        return min(item.arrived_s for item in self._queue)
+        return self._min_concurrent_batch > 1
 
     def _tell(self, batch: list[_Item[In, Out]]) -> None:
         if self._watcher is not None:
@@ -418,12 +396,12 @@ class MicroBatcher(Generic[In, Out]):
 
     async def _timed_run(self, batch: list[_Item[In, Out]]) -> Sequence[Out | Exception]:
         loop = asyncio.get_running_loop()
-        started_s, lanes = loop.time(), len(self._batches)
+        started_s, concurrent = loop.time(), len(self._batches)
         answers = await self._run([item.value for item in batch], lambda n: _waited_for(batch[n]))
         if len(answers) != len(batch):
             raise RuntimeError(f"run was given {len(batch)} items and answered {len(answers)}")
-        lanes = max(lanes, len(self._batches))  # what others did meanwhile counts as well
-        seconds_per_item = (loop.time() - started_s) / len(batch) / lanes
+        concurrent = max(concurrent, len(self._batches))  # what others did meanwhile counts as well
+        seconds_per_item = (loop.time() - started_s) / len(batch) / concurrent
         # A batch that callers left was cut short: it can show that the device is slow, not fast.
         if all(map(_waited_for, batch)) or seconds_per_item > self._seconds_per_item:
             self._measure(seconds_per_item)
@@ -433,7 +411,7 @@ class MicroBatcher(Generic[In, Out]):
     def _measure(self, seconds_per_item: float) -> None:
         past = self._seconds_per_item or seconds_per_item
         self._seconds_per_item = _MEMORY * past + (1 - _MEMORY) * seconds_per_item
-        self._company.patience_s = max(PATIENCE_S, min(self._seconds_per_item, _MOST_PATIENCE_S))
+        self._expected_arrivals.set_pace(self._seconds_per_item)
 
     async def _bisect(self, batch: list[_Item[In, Out]], error: Exception) -> None:
         """Halve a batch that failed until only the item at fault fails."""
@@ -445,8 +423,8 @@ class MicroBatcher(Generic[In, Out]):
             if live := _live(half):
                 await self._answer(live)
 
-    def _supervise(self, lane: "asyncio.Task[None]") -> None:
-        error = None if lane.cancelled() else lane.exception()
+    def _supervise(self, worker: "asyncio.Task[None]") -> None:
+        error = None if worker.cancelled() else worker.exception()
         if error is not None:
             self._closed = True
             self._fail_all()

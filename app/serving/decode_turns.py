@@ -67,12 +67,12 @@ class Turns:
         self._asked_s: dict[Hashable, float] = {}  # by caller: where its next job may start
         self._pace = 1.0  # seconds that a job took for each that was estimated
 
-    async def take(self, cost_s: float, patience_s: float, caller: Hashable = None) -> Turn:
+    async def take(self, cost_s: float, timeout_s: float, caller: Hashable = None) -> Turn:
         """Wait for a place; `leave` gives it back.
 
         Args:
             cost_s: What the job takes, estimated.
-            patience_s: How long its caller will wait for his answer.
+            timeout_s: How long its caller will wait for his answer.
             caller: Whose it is; None where callers are not told apart.
 
         Raises:
@@ -82,7 +82,7 @@ class Turns:
         turn = Turn(cost_s, next(self._numbers), loop.create_future(), caller=caller)
         if caller is not None:
             turn.start_tag_s = max(self._served_s, self._asked_s.get(caller, 0.0))
-        self._check_wait(turn, patience_s)
+        self._check_wait(turn, timeout_s)
         if caller is not None:
             self._asked_s[caller] = turn.start_tag_s + cost_s
         heapq.heappush(self._waiting, turn)
@@ -126,10 +126,10 @@ class Turns:
             self._waiting.remove(turn)
             heapq.heapify(self._waiting)
 
-    def _check_wait(self, turn: Turn, patience_s: float) -> None:
+    def _check_wait(self, turn: Turn, timeout_s: float) -> None:
         """Refuse at once who would be refused late: he would take up room until then."""
         wait_s = self._wait_s(turn)
-        if wait_s > patience_s / 2 or (turn.costly and self._is_full_for(turn.caller)):
+        if wait_s > timeout_s / 2 or (turn.costly and self._is_full_for(turn.caller)):
             raise Overloaded(max(1, math.ceil(wait_s)))
 
     def _is_full_for(self, caller: Hashable) -> bool:

@@ -1,4 +1,4 @@
-"""Fair queueing: flows take turns, so a crowd delays itself and not who comes beside it.
+"""Fair queueing: flows take turns, so a crowd delays itself and not the others.
 
 A flow is told by a path, ``(caller, request)``: callers take turns, the requests of a caller take
 turns, and within a request first come is first served. Every item costs one, and so does a turn.
@@ -21,7 +21,7 @@ Item = TypeVar("Item", bound=Hashable)
 Path = tuple[Hashable, ...]
 
 CONTENTION_S = 3.0
-"""For how long after somebody was there beside a crowd the crowd leaves room for the next."""
+"""How long a crowd leaves room for the next, after somebody was there at the same time."""
 
 
 def _anyone(_path: Path) -> bool:
@@ -114,7 +114,7 @@ class FairQueue(Generic[Item]):
 
 
 class Presence:
-    """Which flows are there, waiting or under way, and what part of the lanes each one holds.
+    """Which flows are there, waiting or under way, and what part of the workers each one holds.
 
     A crowd is a flow that had more than ``crowd`` items there at once, since it was last empty.
     """
@@ -125,7 +125,7 @@ class Presence:
         self._most: dict[Path, int] = {}  # there at once
         self._crowds: Counter[Path] = Counter()  # right inside a flow
         self._met_s: dict[Path, float] = {}
-        self._lanes: dict[Path, Fraction] = {}
+        self._workers: dict[Path, Fraction] = {}
 
     def came(self, path: Path) -> None:
         """Count an item that begins to wait."""
@@ -149,34 +149,34 @@ class Presence:
         return self._most.get(flow, 0) > self._crowd
 
     def contended(self, parent: Path, now_s: float) -> bool:
-        """Say whether right inside this flow somebody was beside a crowd just now.
+        """Say whether inside this flow somebody was there at the same time as a crowd lately.
 
         Crowds among themselves take turns and need no more, and so does who is no crowd.
         """
         return now_s - self._met_s.get(parent, -math.inf) < CONTENTION_S
 
     def began(self, paths: Collection[Path]) -> None:
-        """Note the paths of a batch's items: a lane is held by its flows, to equal parts of it."""
+        """Note the paths of a batch's items: its flows hold its worker, to equal parts."""
         for flow, part in _parts(paths).items():
-            self._lanes[flow] = self._lanes.get(flow, Fraction()) + part
+            self._workers[flow] = self._workers.get(flow, Fraction()) + part
 
     def ended(self, paths: Collection[Path]) -> None:
-        """Note that a batch has left its lane."""
+        """Note that a batch has left its worker."""
         for flow, part in _parts(paths).items():
-            self._lanes[flow] -= part
-            if not self._lanes[flow]:
-                del self._lanes[flow]
+            self._workers[flow] -= part
+            if not self._workers[flow]:
+                del self._workers[flow]
 
-    def held_back(self, queue: FairQueue[Item], lanes: int, now_s: float) -> set[Path]:
-        """Give the crowds that have to leave the next lane to others.
+    def held_back(self, queue: FairQueue[Item], workers: int, now_s: float) -> set[Path]:
+        """Give the crowds that have to leave the next free worker to others.
 
-        While they contend, none holds all lanes: who comes finds one free, or one that is soon.
-        Crowds that want more than that get all lanes together.
+        While they contend, none holds all workers: who comes finds one free, or one that is soon.
+        Crowds that want more than that get all workers together.
         """
-        most = max(1, lanes - 1)
+        most = max(1, workers - 1)
         return {
             flow
-            for flow, held in self._lanes.items()
+            for flow, held in self._workers.items()
             if self._is_crowd(flow)
             and self.contended(flow[:-1], now_s)
             and held + Fraction(1, max(1, queue.of(flow[:-1]).flows)) > most

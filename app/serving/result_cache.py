@@ -1,8 +1,8 @@
 """Results asked for again: kept for who comes later, shared by those who ask at the same time.
 
-Knows asyncio, not images, torch or HTTP. A flight is one computation under way, for all who ask for
-its result meanwhile. It has no deadline of its own: it goes on for as long as somebody waits, so
-nobody suffers from the shorter patience of another.
+Knows asyncio, not images, torch or HTTP. Single-flight: who asks for a result that is under way
+joins its computation. That has no deadline of its own: it goes on for as long as somebody waits, so
+a short deadline spoils nothing for the others.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ Value = TypeVar("Value")
 
 
 @dataclass(eq=False)
-class _Flight(Generic[Value]):
+class _Computation(Generic[Value]):
     task: "asyncio.Task[Value]"
     callers: int = 0
 
@@ -37,7 +37,7 @@ class ResultCache(Generic[Key, Value]):
         self._most = most
         self._on_lookup = on_lookup
         self._kept: OrderedDict[Key, Value] = OrderedDict()
-        self._flights: dict[Key, _Flight[Value]] = {}
+        self._under_way: dict[Key, _Computation[Value]] = {}
 
     async def get(
         self, key: Key, compute: Callable[[], Coroutine[Any, Any, Value]], deadline_s: float
@@ -57,48 +57,48 @@ class ResultCache(Generic[Key, Value]):
             self._on_lookup("hit")
             self._kept.move_to_end(key)
             return self._kept[key]
-        with self._aboard(key, compute) as task:
-            patience_s = max(0.0, deadline_s - asyncio.get_running_loop().time())
-            await asyncio.wait({task}, timeout=patience_s)
+        with self._join(key, compute) as task:
+            timeout_s = max(0.0, deadline_s - asyncio.get_running_loop().time())
+            await asyncio.wait({task}, timeout=timeout_s)
             if not task.done():
                 raise DeadlineExceeded
             return task.result()
 
     @contextmanager
-    def _aboard(
+    def _join(
         self, key: Key, compute: Callable[[], Coroutine[Any, Any, Value]]
     ) -> "Iterator[asyncio.Task[Value]]":
-        self._on_lookup("shared" if key in self._flights else "miss")
-        flight = self._flights.get(key) or self._take_off(key, compute)
-        flight.callers += 1
+        self._on_lookup("shared" if key in self._under_way else "miss")
+        computation = self._under_way.get(key) or self._start(key, compute)
+        computation.callers += 1
         try:
-            yield flight.task
+            yield computation.task
         finally:
-            self._leave(key, flight)
+            self._leave(key, computation)
 
-    def _take_off(
+    def _start(
         self, key: Key, compute: Callable[[], Coroutine[Any, Any, Value]]
-    ) -> _Flight[Value]:
-        flight = _Flight(asyncio.create_task(compute(), name="result"))
-        flight.task.add_done_callback(lambda _: self._land(key, flight))
-        self._flights[key] = flight
-        return flight
+    ) -> _Computation[Value]:
+        computation = _Computation(asyncio.create_task(compute(), name="result"))
+        computation.task.add_done_callback(lambda _: self._finish(key, computation))
+        self._under_way[key] = computation
+        return computation
 
-    def _leave(self, key: Key, flight: _Flight[Value]) -> None:
-        flight.callers -= 1
-        if not flight.callers:
-            # Forgotten before it has ended: who comes meanwhile must not board a cancelled flight.
-            self._forget(key, flight)
-            flight.task.cancel()
+    def _leave(self, key: Key, computation: _Computation[Value]) -> None:
+        computation.callers -= 1
+        if not computation.callers:
+            # Forgotten before it has ended: who comes meanwhile must not join what is cancelled.
+            self._forget(key, computation)
+            computation.task.cancel()
 
-    def _land(self, key: Key, flight: _Flight[Value]) -> None:
-        self._forget(key, flight)
-        if not flight.task.cancelled() and flight.task.exception() is None:
-            self._keep(key, flight.task.result())
+    def _finish(self, key: Key, computation: _Computation[Value]) -> None:
+        self._forget(key, computation)
+        if not computation.task.cancelled() and computation.task.exception() is None:
+            self._keep(key, computation.task.result())
 
-    def _forget(self, key: Key, flight: _Flight[Value]) -> None:
-        if self._flights.get(key) is flight:
-            del self._flights[key]
+    def _forget(self, key: Key, computation: _Computation[Value]) -> None:
+        if self._under_way.get(key) is computation:
+            del self._under_way[key]
 
     def _keep(self, key: Key, value: Value) -> None:
         self._kept[key] = value

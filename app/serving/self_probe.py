@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 
 _EVERY_S = 1.0
-_PATIENCE_S = 30.0
+_TIMEOUT_S = 30.0
 _REQUEST = b"GET /livez HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
 _EVERY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - recognised here, not bound
 
@@ -47,7 +47,7 @@ class SelfProbe:
     def _ask(self) -> bool:
         """Ask once; say whether the time that it took tells anything."""
         try:
-            with socket.create_connection(self._address, timeout=_PATIENCE_S) as connection:
+            with socket.create_connection(self._address, timeout=_TIMEOUT_S) as connection:
                 connection.sendall(_REQUEST)
                 return bool(connection.recv(1))
         except TimeoutError:

@@ -1,14 +1,13 @@
-"""CaptionService: the whole journey of one upload, and the life of the threads it needs.
+"""CaptionService: one upload from its bytes to its captions, and the threads that this needs.
 
-The event loop gives batches to the inference threads, one per lane of the captioner. Uploads that
-the captioner does not read there go through the decode threads before. Everything else happens on
+The event loop gives batches to the inference threads, as many as run side by side with profit.
+Uploads that take long to decode go through the decode threads before. Everything else happens on
 the loop.
 """
 
 import asyncio
 import gc
 import hashlib
-import heapq
 import math
 import threading
 import time
@@ -29,8 +28,7 @@ from app.captioner.errors import (
     NoDecoder,
     OutOfMemory,
 )
-from app.captioner.forking import MOST_LANES
-from app.captioner.headers import cost_s
+from app.captioner.image.formats import cost_s
 from app.observability.metrics import Metrics
 from app.serving.batching import (
     NOBODY,
@@ -41,27 +39,24 @@ from app.serving.batching import (
     MicroBatcher,
     Overloaded,
     OverShare,
-    Wanted,
+    StillWaiting,
 )
 from app.serving.decode_turns import COSTLY_S, Turn, Turns
 from app.serving.health import Health
 from app.serving.result_cache import ResultCache
-from app.settings import Settings
+from app.settings import MOST_WORKERS, Settings
 
-if TYPE_CHECKING:  # the workshop brings torch, which whoever only asks for our health need not load
-    from torch import Tensor
-
+if TYPE_CHECKING:  # the captioner brings Pillow and numpy, which a health check need not load
     from app.captioner.captions import Caption, Word
-    from app.captioner.decoders import Decoders
-    from app.captioner.image import Unread
-    from app.captioner.pipeline import Captioner
+    from app.captioner.image.decode import EncodedImage, Pixels
+    from app.captioner.image.decode_processes import DecodeProcesses
+    from app.serving.captioner import Captioner
 
 Result = TypeVar("Result")
 OnStage = Callable[[str, float, float], None]
 _Key = tuple[tuple[str, ...], bytes]  # a checkpoint, and the sha256 of an upload
-_MOST_MISFITS = 6  # single images in a row that did not fit
+_MOST_OUT_OF_MEMORY = 6  # single images in a row that did not fit
 _LARGE_BYTES = 256 * 1024
-_LOOK_S = 1.0  # between two looks at the lanes
 _DECODER_S = 1  # until there may be a process to decode in again
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
@@ -85,7 +80,7 @@ class CaptionService:
         load: Gives the captioner; called once, in an inference thread.
         settings: Limits, threads and timeouts.
         health: Told about each step of the life of the service.
-        metrics: Told about each step of the journey.
+        metrics: Told about each step of an upload.
         decoders: Where uploads are decoded that the captioner does not read in their batch; without
             them, or where the system gives no process, in threads, where nothing can end it.
     """
@@ -97,7 +92,7 @@ class CaptionService:
         settings: Settings,
         health: Health,
         metrics: Metrics,
-        decoders: "Decoders | None" = None,
+        decoders: "DecodeProcesses | None" = None,
     ) -> None:
         self._load = load
         self._settings = settings
@@ -109,22 +104,15 @@ class CaptionService:
         self._held_by: Counter[int | None] = Counter()
         self._decoders = decoders
         # Each talks to a process, and fits what comes back.
-        self._readers = ThreadPoolExecutor(
-            settings.decode_processes, thread_name_prefix="decode", initializer=_take_one_core
-        )
+        self._readers = ThreadPoolExecutor(settings.decode_processes, thread_name_prefix="decode")
         # Two requests full of costly images may wait, and leave the queue to others.
         self._turns = Turns(settings.decode_processes, most_costly=2 * settings.max_images)
-        # One thread per lane, started when it is first needed; a lone batch has always the first.
-        self._inference = [
-            ThreadPoolExecutor(1, thread_name_prefix=f"inference-{lane}")
-            for lane in range(MOST_LANES)
-        ]
-        self._free_threads = list(range(MOST_LANES))
+        # A thread starts when it is first needed: there are as many as the batcher has workers.
+        self._inference = ThreadPoolExecutor(MOST_WORKERS, thread_name_prefix="inference")
         self._jobs: set[Future[Any]] = set()
         self._starting: asyncio.Task[None] | None = None
-        self._watching: asyncio.Task[None] | None = None
-        self._misfits = 0
-        self._batcher: MicroBatcher[Tensor | Unread, _Captioned] = MicroBatcher(
+        self._consecutive_out_of_memory = 0
+        self._batcher: MicroBatcher[Pixels | EncodedImage, _Captioned] = MicroBatcher(
             self._run_batch,
             max_batch=settings.max_batch,
             max_queue=settings.max_queue,
@@ -166,10 +154,10 @@ class CaptionService:
 
     @property
     def seconds_per_image(self) -> float:
-        """What an image takes at present, all lanes together."""
+        """What an image takes at present, all batches together."""
         return self._batcher.seconds_per_item
 
-    # The journey
+    # Request lifecycle
 
     @contextmanager
     def holding(self, images: int, caller: int | None = None) -> Iterator[None]:
@@ -219,14 +207,14 @@ class CaptionService:
             Closed: The service is going away.
         """
         if self._results is None:
-            return await self._travel(data, deadline_s, on_stage, flow)
-        return await self._recall(self._results, data, deadline_s, on_stage, flow)
+            return await self._caption_uncached(data, deadline_s, on_stage, flow)
+        return await self._caption_cached(self._results, data, deadline_s, on_stage, flow)
 
     def retry_after_s(self) -> int:
         """Estimate when the images held now will be done."""
         return self._batcher.retry_after_s(self._held)
 
-    async def _recall(
+    async def _caption_cached(
         self,
         results: "ResultCache[_Key, tuple[Caption, ...]]",
         data: bytes,
@@ -237,32 +225,32 @@ class CaptionService:
         """Give the candidates of the same bytes where they are known or on their way."""
         arrived_s = time.monotonic()
         key = (self._checkpoint, await _sha256(data))
-        stages: list[tuple[str, float, float]] = []  # filled only if this very upload travels
+        stages: list[tuple[str, float, float]] = []  # filled only if this very upload is captioned
 
         async def compute() -> "tuple[Caption, ...]":
-            travelled = await self._travel(
+            captioned = await self._caption_uncached(
                 data, math.inf, lambda *stage: stages.append(stage), flow
             )
-            return tuple(map(_on_its_own, travelled))
+            return tuple(map(_on_its_own, captioned))
 
         candidates = await results.get(key, compute, deadline_s)
         for stage in stages or [("cache", arrived_s, time.monotonic())]:
             on_stage(*stage)
         return candidates
 
-    async def _travel(
+    async def _caption_uncached(
         self, data: bytes, deadline_s: float, on_stage: OnStage, flow: Flow
     ) -> "tuple[Caption, ...]":
         """Take one upload through decoding, the queue and the network."""
         arrived_s = time.monotonic()
-        unread = self.captioner.unread(data, max_pixels=self._settings.max_pixels)
-        cost_s = 0.0 if unread else self._cost_s(data)
+        encoded = self.captioner.encoded(data, max_pixels=self._settings.max_pixels)
+        cost_s = 0.0 if encoded else self._cost_s(data)
         # A batch had better not wait for what is costly.
         with self._batcher.expecting() if cost_s < COSTLY_S else nullcontext():
-            image = unread or await self._read(data, cost_s, deadline_s, self._apart(flow))
+            image = encoded or await self._read(data, cost_s, deadline_s, self._apart(flow))
         queued_s = time.monotonic()
         captioned = await self._batcher.submit(image, deadline_s, flow)
-        if not unread:
+        if not encoded:
             on_stage("decode", arrived_s, queued_s)
         on_stage("queue", queued_s, captioned.stages[0][1])
         for stage in captioned.stages:
@@ -279,7 +267,7 @@ class CaptionService:
 
     async def _read(
         self, data: bytes, cost_s: float, deadline_s: float, caller: Hashable
-    ) -> "Tensor":
+    ) -> "Pixels":
         try:
             async with asyncio.timeout_at(deadline_s):
                 with self._metrics.decode_duration.time():
@@ -294,13 +282,13 @@ class CaptionService:
 
     async def _read_in_turn(
         self, data: bytes, cost_s: float, deadline_s: float, caller: Hashable
-    ) -> "Tensor":
+    ) -> "Pixels":
         loop = asyncio.get_running_loop()
-        patience_s = min(deadline_s - loop.time(), self._settings.deadline_s)
-        turn = await self._turns.take(cost_s, patience_s, caller)
+        timeout_s = min(deadline_s - loop.time(), self._settings.deadline_s)
+        turn = await self._turns.take(cost_s, timeout_s, caller)
         left = threading.Event()
 
-        def leave(_: "Future[Tensor]") -> None:  # in the thread: a caller may leave before
+        def leave(_: "Future[Pixels]") -> None:  # in the thread: a caller may leave before
             done = not left.is_set()
             with suppress(RuntimeError):  # the loop is gone, and nobody waits for a turn
                 loop.call_soon_threadsafe(partial(self._turns.leave, turn, done=done))
@@ -316,7 +304,7 @@ class CaptionService:
         finally:
             left.set()
 
-    def _decode(self, data: bytes, turn: Turn, left: threading.Event) -> "Tensor":
+    def _decode(self, data: bytes, turn: Turn, left: threading.Event) -> "Pixels":
         max_pixels = self._settings.max_pixels
         if self._decoders is None:
             return self.captioner.read(data, max_pixels=max_pixels)
@@ -326,49 +314,39 @@ class CaptionService:
         return self.captioner.read(data, max_pixels=max_pixels, decode=decode)
 
     async def _run_batch(
-        self, images: "list[Tensor | Unread]", wanted: Wanted
+        self, images: "list[Pixels | EncodedImage]", still_waiting: StillWaiting
     ) -> "Sequence[_Captioned | ImageError]":
         try:
-            others = self._held > len(images)  # they are decoded or wait
-            alone = not (others or self._batcher.expects_company)
             captioned = await self._in_inference_thread(
-                partial(self._forward, images, wanted, alone=alone)
+                partial(self._forward, images, still_waiting)
             )
         except OutOfMemory:
-            self._metrics.out_of_memory.inc()
-            self._note_misfit(len(images))
+            self._note_out_of_memory(len(images))
             raise DoesNotFit from None
         except DeviceFault as fault:
             self._health.fail(fault.code)
             log.exception(fault.code)
             raise Closed from None
-        self._misfits = 0
+        self._consecutive_out_of_memory = 0
         return captioned
 
-    def _note_misfit(self, images: int) -> None:
+    def _note_out_of_memory(self, images: int) -> None:
         """Give up once not even single images fit: whoever holds the memory may be ourselves."""
+        self._metrics.out_of_memory.inc()
         log.warning("out_of_memory", images=images)
-        self._misfits += images == 1
-        if self._misfits >= _MOST_MISFITS:
+        self._consecutive_out_of_memory += images == 1
+        if self._consecutive_out_of_memory >= _MOST_OUT_OF_MEMORY:
             self._health.fail("out_of_memory")
 
     def _forward(
-        self, images: "list[Tensor | Unread]", wanted: Wanted, *, alone: bool
+        self, images: "list[Pixels | EncodedImage]", still_waiting: StillWaiting
     ) -> "Sequence[_Captioned | ImageError]":
-        stages: list[tuple[str, float, float]] = []
-        refused: dict[int, ImageError] = {}
-        answers = self.captioner.caption(
-            images,
-            on_stage=lambda *stage: stages.append(stage),
-            on_refused=refused.__setitem__,
-            wanted=wanted,
-            alone=alone,
-        )
-        for stage, began_s, ended_s in stages:
-            self._metrics.computed(stage, ended_s - began_s, len(images))
+        result = self.captioner.caption(images, still_waiting)
+        for stage in result.stages:
+            self._metrics.computed(stage.name, stage.ended_s - stage.began_s, len(images))
         return [
-            refused[n] if n in refused else _Captioned(candidates, tuple(stages))
-            for n, candidates in enumerate(answers)
+            result.refused.get(n) or _Captioned(candidates, result.stages)
+            for n, candidates in enumerate(result.captions)
         ]
 
     async def _in_inference_thread(self, job: Callable[[], Result]) -> Result:
@@ -376,17 +354,12 @@ class CaptionService:
             with self._health.heartbeat:
                 return job()
 
-        number = heapq.heappop(self._free_threads)
-        begun = self._inference[number].submit(beating)
+        begun = self._inference.submit(beating)
         self._jobs.add(begun)
-        begun.add_done_callback(lambda job: self._end(job, number))
+        begun.add_done_callback(self._jobs.discard)
         return await asyncio.wrap_future(begun)
 
-    def _end(self, job: "Future[Any]", number: int) -> None:
-        heapq.heappush(self._free_threads, number)
-        self._jobs.discard(job)
-
-    # The life
+    # Start and end
 
     def start(self) -> None:
         """Begin to load in the background."""
@@ -395,19 +368,16 @@ class CaptionService:
     async def close(self) -> None:
         """Answer what waits, then let go of the threads. Bounded by ``drain_timeout_s``."""
         self._health.refuse()
-        await self._stop(self._starting, self._watching)
+        await self._stop(self._starting)
         loop = asyncio.get_running_loop()
-        patience_s = self._settings.drain_timeout_s if self._health.livez().ok else 0.0
-        ends_s = loop.time() + patience_s
-        await self._batcher.close(patience_s)
+        timeout_s = self._settings.drain_timeout_s if self._health.livez().ok else 0.0
+        ends_s = loop.time() + timeout_s
+        await self._batcher.close(timeout_s)
         idle = await self._wait_until_idle(ends_s - loop.time())
         if self._decoders is not None:
             await asyncio.to_thread(self._decoders.close)
         self._readers.shutdown(wait=idle, cancel_futures=True)
-        for thread in self._inference:
-            thread.shutdown(wait=idle, cancel_futures=True)
-        if self._captioner is not None:
-            await asyncio.to_thread(self._captioner.close)
+        self._inference.shutdown(wait=idle, cancel_futures=True)
         gc.unfreeze()
 
     async def _start(self) -> None:
@@ -434,17 +404,18 @@ class CaptionService:
             check = partial(check, decode=self._decoders.decode)
         await self._in_inference_thread(check)
         self._metrics.checkpoint.info(_identity(captioner))
+        engine = captioner.engine
         half = max(1, self._settings.max_batch // 2)
-        beside = half if captioner.batches_cost_alike else 1
-        self._batcher.start(min(captioner.lanes, MOST_LANES), least_beside=beside)
-        # What is here now stays: a full collection that walks all of torch would hold up every
-        # thread for a quarter of a second.
+        self._batcher.start(
+            engine.max_concurrent_batches,
+            min_concurrent_batch=half if engine.batches_cost_alike else 1,
+        )
+        # What is here now stays: a full collection that walks all of it would hold up every thread.
         gc.freeze()
         self._health.ready()
-        self._watching = asyncio.create_task(self._watch(captioner), name="watch-lanes")
         log.info("ready", seconds=round(time.perf_counter() - started_s, 2), **_identity(captioner))
 
-    async def _decoders_at_work(self) -> "Decoders | None":
+    async def _decoders_at_work(self) -> "DecodeProcesses | None":
         """Give the decode processes once there is one; None where the system gives none."""
         if self._decoders is None:
             return None
@@ -455,13 +426,6 @@ class CaptionService:
             await asyncio.to_thread(self._decoders.close)
             return None
         return self._decoders
-
-    async def _watch(self, captioner: "Captioner") -> None:
-        """Notice a lane that ended while nobody asked it for anything."""
-        while captioner.whole:  # noqa: ASYNC110 - processes do not say when they end
-            await asyncio.sleep(_LOOK_S)
-        self._health.fail("lane_died")
-        log.error("lane_died")
 
     def _batch_sizes(self) -> list[int]:
         """Give the powers of two below the largest batch, and that."""
@@ -485,13 +449,6 @@ class CaptionService:
     def _batcher_crashed(self, error: BaseException) -> None:
         log.error("batcher_crashed", exc_info=error)
         self._health.fail("batcher_crashed")
-
-
-def _take_one_core() -> None:
-    """Let a decode thread use one core: the pool is how several images are decoded at once."""
-    from app.captioner.device import take_one_core  # noqa: PLC0415 - brings torch
-
-    take_one_core()
 
 
 def _identity(captioner: "Captioner") -> dict[str, str]:

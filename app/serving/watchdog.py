@@ -1,7 +1,7 @@
 """Ends the process when its event loop does not come back: then nobody is left to answer /livez.
 
 A thread asks the loop and counts its own ticks. ``faulthandler.dump_traceback_later`` would outlive
-even a C call that keeps Python's lock, but counts the time of a suspended process as well, and its
+even a C call that keeps the GIL, but counts the time of a suspended process as well, and its
 exit code and its words are those of any other failure.
 """
 

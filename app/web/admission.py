@@ -1,6 +1,6 @@
 """Admission: what a request must satisfy before anything below sees it. Pure ASGI.
 
-Order: key, readiness, encoding, declared length, patience, room; then the body is read,
+Order: key, readiness, encoding, declared length, timeout, room; then the body is read,
 counted and timed.
 FastAPI would read the whole upload before a dependency could look at the key, Starlette bounds no
 file part, and uvicorn waits for a body for ever.
@@ -48,7 +48,7 @@ class Admission:
         check_accepting: Raises NotReady while the service takes no work.
         retry_after_s: Estimates when there will be room.
         has_room: Says whether one more image of a key, of anybody for None, would be taken.
-        seconds_per_image: What an image takes at present, all lanes together.
+        seconds_per_image: What an image takes at present, all workers together.
         metrics: Told about what is in flight and who is turned away.
     """
 
@@ -100,22 +100,22 @@ class Admission:
             declared_bytes = _declared_bytes(
                 headers, scope["method"], self._settings.max_upload_bytes
             )
-            patience_s = min(self._settings.deadline_s, _asked_timeout_s(headers))
+            timeout_s = min(self._settings.deadline_s, _asked_timeout_s(headers))
             if scope["method"] == "POST":
-                self._check_wait(key, patience_s)
+                self._check_wait(key, timeout_s)
         except (RequestError, NotReady, Overloaded) as reason:
             raise _Refused(reason) from None
-        return Entry(key, declared_bytes, scope["state"]["arrived_s"] + patience_s)
+        return Entry(key, declared_bytes, scope["state"]["arrived_s"] + timeout_s)
 
-    def _check_wait(self, key: int | None, patience_s: float) -> None:
-        """Turn away at the door who finds no room or would wait too long.
+    def _check_wait(self, key: int | None, timeout_s: float) -> None:
+        """Refuse who finds no room or would wait too long, before the body is read.
 
         A body read in vain costs the others. One batch may always enter, or a single slow one would
-        close the door for good.
+        close the service for good.
         """
         ahead = self._inflight.ahead_of(key)
         wait_s = (ahead + 1) * self._seconds_per_image()
-        late = ahead >= self._settings.max_batch and wait_s > patience_s / 2
+        late = ahead >= self._settings.max_batch and wait_s > timeout_s / 2
         if late or not self._has_room(None):
             raise Overloaded(self._retry_after_s())
         if not self._has_room(key):

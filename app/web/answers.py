@@ -9,7 +9,7 @@ from fastapi import Response
 
 from app.serving.service import CaptionService
 from app.web import problems
-from app.web.forms import Upload, Wanted
+from app.web.forms import CaptionRequest, Upload
 from app.web.schemas import (
     Candidate,
     CaptionedImage,
@@ -32,7 +32,7 @@ _LOOP_CAPTIONS = 4  # whose words are written within a millisecond or two
 
 
 async def as_json(
-    wanted: Wanted, outcomes: "Sequence[Outcome]", request_id: str, service: CaptionService
+    asked: CaptionRequest, outcomes: "Sequence[Outcome]", request_id: str, service: CaptionService
 ) -> Response:
     """Write the answer without the members that were not asked for.
 
@@ -40,10 +40,10 @@ async def as_json(
     bytes are answered with half a megabyte.
     """
     model = _checkpoint_name(service)
-    if _is_large(wanted):
-        text = await asyncio.to_thread(_written, wanted, outcomes, request_id, model)
+    if _is_large(asked):
+        text = await asyncio.to_thread(_written, asked, outcomes, request_id, model)
     else:
-        text = _written(wanted, outcomes, request_id, model)
+        text = _written(asked, outcomes, request_id, model)
     return Response(text, media_type="application/json")
 
 
@@ -52,20 +52,20 @@ def _checkpoint_name(service: CaptionService) -> CheckpointName:
     return CheckpointName(name=manifest.name, version=manifest.version)
 
 
-def _is_large(wanted: Wanted) -> bool:
-    options = wanted.options
+def _is_large(asked: CaptionRequest) -> bool:
+    options = asked.options
     in_words = options.words or options.attention
-    return in_words and len(wanted.uploads) * options.n_best > _LOOP_CAPTIONS
+    return in_words and len(asked.uploads) * options.n_best > _LOOP_CAPTIONS
 
 
 def _written(
-    wanted: Wanted, outcomes: "Sequence[Outcome]", request_id: str, model: CheckpointName
+    asked: CaptionRequest, outcomes: "Sequence[Outcome]", request_id: str, model: CheckpointName
 ) -> bytes:
-    """Write result by result: one call for all of them would hold Python's lock from the loop."""
+    """Write result by result: one call for all of them would keep the GIL from the loop."""
     empty = CaptionResponse(request_id=request_id, model=model, results=[])
     head, tail = empty.model_dump_json().encode().rsplit(b"]", 1)
-    pairs = zip(wanted.uploads, outcomes, strict=True)
-    results = (_result(*pair, wanted.options, request_id) for pair in pairs)
+    pairs = zip(asked.uploads, outcomes, strict=True)
+    results = (_result(*pair, asked.options, request_id) for pair in pairs)
     pieces = [each.model_dump_json(exclude_unset=True).encode() for each in results]
     return b"".join((head, b",".join(pieces), b"]", tail))
 

@@ -23,7 +23,7 @@ from app.observability.metrics import Metrics
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
 DESCRIPTORS_KEPT = 48
-"""For everything but connections: the loop, the log, lanes, decoders, files that are opened."""
+"""For everything but connections: the loop, the log, decoders, files that are opened."""
 KEPT_FOR_PROBES = 8
 """Connections that no request for captions may be under way on."""
 _FEWEST = 2 * KEPT_FOR_PROBES

@@ -39,18 +39,18 @@ class Upload:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class CaptionRequest:
     """A request in whichever of the three forms."""
 
     uploads: tuple[Upload, ...]
     options: Options
 
 
-Reader = Callable[[str, bytes, Options, int], Wanted]
+Reader = Callable[[str, bytes, Options, int], CaptionRequest]
 _BY_DEFAULT = Options()
 
 
-async def read(request: Request, max_images: int) -> Wanted:
+async def read(request: Request, max_images: int) -> CaptionRequest:
     """Read the uploads and the options, whatever the form.
 
     Raises:
@@ -63,12 +63,12 @@ async def read(request: Request, max_images: int) -> Wanted:
     # Not ``request.body()``, which joins the one piece with an empty one: a copy.
     body = b"".join([piece async for piece in request.stream() if piece])
     if len(body) < _LOOP_BYTES.get(media_type, math.inf):
-        wanted = reader(content_type, body, query, max_images)
+        asked = reader(content_type, body, query, max_images)
     else:  # the loop has probes to answer
-        wanted = await asyncio.to_thread(reader, content_type, body, query, max_images)
-    if len(wanted.uploads) > max_images:
+        asked = await asyncio.to_thread(reader, content_type, body, query, max_images)
+    if len(asked.uploads) > max_images:
         raise TooManyImages(max_images)
-    return wanted
+    return asked
 
 
 def _queried(request: Request) -> Options:
@@ -96,11 +96,11 @@ def _reader(media_type: str) -> Reader:
     raise UnsupportedMediaType
 
 
-def _read_raw(content_type: str, body: bytes, query: Options, max_images: int) -> Wanted:  # noqa: ARG001
-    return Wanted((Upload(None, body),), query)
+def _read_raw(content_type: str, body: bytes, query: Options, max_images: int) -> CaptionRequest:  # noqa: ARG001
+    return CaptionRequest((Upload(None, body),), query)
 
 
-def _read_json(content_type: str, body: bytes, query: Options, max_images: int) -> Wanted:  # noqa: ARG001
+def _read_json(content_type: str, body: bytes, query: Options, max_images: int) -> CaptionRequest:  # noqa: ARG001
     _check_marks(body, max_images)
     _check_lengths(body, max_images)
     try:
@@ -109,7 +109,7 @@ def _read_json(content_type: str, body: bytes, query: Options, max_images: int) 
         raise _complaint(error) from None
     fields = request.model_dump(exclude_unset=True, exclude={"images"})
     uploads = tuple(Upload(None, image.data) for image in request.images)
-    return Wanted(uploads, _merged(query, fields))
+    return CaptionRequest(uploads, _merged(query, fields))
 
 
 def _check_marks(body: bytes, max_images: int) -> None:
@@ -150,7 +150,9 @@ def _complaint(error: ValidationError) -> RequestError:
     return InvalidRequest(errors)
 
 
-def _read_multipart(content_type: str, body: bytes, query: Options, max_images: int) -> Wanted:
+def _read_multipart(
+    content_type: str, body: bytes, query: Options, max_images: int
+) -> CaptionRequest:
     try:
         parts = multipart.parse(content_type, body, max_parts=max_images + _MAX_FORM_FIELDS)
     except TooManyParts:
@@ -158,7 +160,7 @@ def _read_multipart(content_type: str, body: bytes, query: Options, max_images: 
     uploads = tuple(_upload(part) for part in parts if part.name == "image")
     if not uploads:
         raise InvalidRequest([{"loc": ["image"], "msg": "Field required"}])
-    return Wanted(uploads, _merged(query, _fields(parts)))
+    return CaptionRequest(uploads, _merged(query, _fields(parts)))
 
 
 def _upload(part: Part) -> Upload:

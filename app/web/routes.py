@@ -17,7 +17,7 @@ from app.serving.health import Health, NotReady, Report
 from app.serving.service import CaptionService, OnStage
 from app.settings import Settings
 from app.web import answers, forms, problems
-from app.web.forms import Upload, Wanted
+from app.web.forms import CaptionRequest, Upload
 from app.web.problems import InvalidRequest
 from app.web.schemas import (
     PARAMETERS,
@@ -90,11 +90,11 @@ def _app_state(request: Request) -> AppState:
 async def caption_images(request: Request) -> Response:
     """Answer ``POST /v1/captions``."""
     app_state = _app_state(request)
-    wanted = await forms.read(request, app_state.settings.max_images)
-    _check_n_best(wanted.options, app_state.service)
-    with app_state.service.holding(len(wanted.uploads), request.state.caller):
-        outcomes = await _outcomes(wanted, request.state, app_state)
-    return await answers.as_json(wanted, outcomes, request.state.request_id, app_state.service)
+    asked = await forms.read(request, app_state.settings.max_images)
+    _check_n_best(asked.options, app_state.service)
+    with app_state.service.holding(len(asked.uploads), request.state.caller):
+        outcomes = await _outcomes(asked, request.state, app_state)
+    return await answers.as_json(asked, outcomes, request.state.request_id, app_state.service)
 
 
 def _check_n_best(options: Options, service: CaptionService) -> None:
@@ -104,16 +104,16 @@ def _check_n_best(options: Options, service: CaptionService) -> None:
         raise InvalidRequest([{"loc": ["n_best"], "msg": message}])
 
 
-async def _outcomes(wanted: Wanted, state: State, app_state: AppState) -> "list[Outcome]":
+async def _outcomes(asked: CaptionRequest, state: State, app_state: AppState) -> "list[Outcome]":
     flow = Flow(state.caller, object())
-    journeys = [
+    coroutines = [
         _outcome(app_state.service, upload, state.deadline_s, state.stages.of(image), flow)
-        for image, upload in enumerate(wanted.uploads)
+        for image, upload in enumerate(asked.uploads)
     ]
-    if len(journeys) == 1:  # it needs no task
-        outcomes = [await journeys[0]]
+    if len(coroutines) == 1:  # it needs no task
+        outcomes = [await coroutines[0]]
     else:
-        outcomes = await asyncio.gather(*journeys)
+        outcomes = await asyncio.gather(*coroutines)
     _count(outcomes, app_state.metrics)
     _raise_what_concerns_all(outcomes)
     return outcomes

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-_PIECE_BYTES = 3 * 2**16  # one call holds Python's lock for less than a millisecond
+_PIECE_BYTES = 3 * 2**16  # one call holds the GIL for less than a millisecond
 _PIECE_CHARACTERS = _PIECE_BYTES // 3 * 4
 _NO_BASE64 = "expected base64 without line breaks or prefix"
 

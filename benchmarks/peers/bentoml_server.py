@@ -5,7 +5,6 @@ from pathlib import Path
 
 import bentoml
 import numpy as np
-import torch
 from engine import MAX_BATCH, TIMEOUT_S, load_engine, load_reader
 
 
@@ -19,7 +18,7 @@ class Network:
     @bentoml.api(batchable=True, max_batch_size=MAX_BATCH, max_latency_ms=int(TIMEOUT_S * 1e3))
     def caption(self, images: np.ndarray) -> list[str]:
         """Caption a batch."""
-        return self.engine.caption(list(torch.from_numpy(images)))
+        return self.engine.caption(list(images))
 
 
 @bentoml.service(workers=1, traffic={"timeout": TIMEOUT_S})
@@ -35,5 +34,5 @@ class Captions:
     async def predict(self, image: Path) -> dict[str, str]:
         """Answer one request."""
         square = await asyncio.to_thread(lambda: self.read(image.read_bytes()))
-        (caption,) = await self.network.to_async.caption(square.unsqueeze(0).numpy())
+        (caption,) = await self.network.to_async.caption(square[np.newaxis])
         return {"caption": caption}

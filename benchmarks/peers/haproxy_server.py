@@ -49,7 +49,7 @@ def backend(ports: list[int]) -> str:
 
 def part(port: int, services: int) -> dict[str, str]:
     """Give a service its part of the machine."""
-    shared = ("CAPTION_TORCH_THREADS", "CAPTION_DECODE_PROCESSES")
+    shared = ("CAPTION_INFERENCE_THREADS", "CAPTION_DECODE_PROCESSES")
     parts = {name: str(max(1, int(os.environ[name]) // services)) for name in shared}
     return {**parts, "CAPTION_PORT": str(port)}
 

@@ -1,9 +1,8 @@
 """LitServe: one worker, which decodes and captions batches."""
 
 import litserve
-from engine import DEVICE, MAX_BATCH, PORT, TIMEOUT_S, WAIT_S, load_engine
+from engine import DEVICE, MAX_BATCH, PORT, TIMEOUT_S, WAIT_S, Pixels, load_engine
 from fastapi import Request
-from torch import Tensor
 
 
 class CaptionAPI(litserve.LitAPI):
@@ -13,15 +12,15 @@ class CaptionAPI(litserve.LitAPI):
         """Load the network in the worker."""
         self.engine = load_engine()
 
-    def decode_request(self, request: Request) -> Tensor:
+    def decode_request(self, request: Request) -> Pixels:
         """Read one upload; what comes is the request's form."""
         return self.engine.read(request["image"].file.read())
 
-    def batch(self, inputs: list[Tensor]) -> list[Tensor]:
+    def batch(self, inputs: list[Pixels]) -> list[Pixels]:
         """Leave the stacking to the engine."""
         return inputs
 
-    def predict(self, images: list[Tensor]) -> list[str]:
+    def predict(self, images: list[Pixels]) -> list[str]:
         """Caption a batch."""
         return self.engine.caption(images)
 

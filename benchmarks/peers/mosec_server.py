@@ -2,9 +2,8 @@
 
 from typing import Any
 
-from engine import DECODERS, MAX_BATCH, WAIT_S, load_engine, load_reader
+from engine import DECODERS, MAX_BATCH, WAIT_S, Pixels, load_engine, load_reader
 from mosec import Server, Worker
-from torch import Tensor
 
 
 class Decode(Worker):
@@ -13,11 +12,11 @@ class Decode(Worker):
     def __init__(self) -> None:
         self.read = load_reader()
 
-    def deserialize(self, data: bytes) -> Tensor:
+    def deserialize(self, data: bytes) -> Pixels:
         """Read one upload."""
         return self.read(data)
 
-    def forward(self, data: Tensor) -> Tensor:
+    def forward(self, data: Pixels) -> Pixels:
         """Pass the square on."""
         return data
 
@@ -28,7 +27,7 @@ class Caption(Worker):
     def __init__(self) -> None:
         self.engine = load_engine()
 
-    def forward(self, data: list[Tensor]) -> list[dict[str, Any]]:
+    def forward(self, data: list[Pixels]) -> list[dict[str, Any]]:
         """Caption a batch."""
         return [{"caption": caption} for caption in self.engine.caption(data)]
 

@@ -4,10 +4,9 @@ import asyncio
 from typing import Any
 
 import ray
-from engine import MAX_BATCH, PORT, TIMEOUT_S, WAIT_S, load_engine
+from engine import MAX_BATCH, PORT, TIMEOUT_S, WAIT_S, Pixels, load_engine
 from ray import serve
 from starlette.requests import Request
-from torch import Tensor
 
 
 @serve.deployment(num_replicas=1, max_ongoing_requests=4 * MAX_BATCH, max_queued_requests=128)
@@ -18,7 +17,7 @@ class Captions:
         self.engine = load_engine()
 
     @serve.batch(max_batch_size=MAX_BATCH, batch_wait_timeout_s=WAIT_S)
-    async def caption(self, images: list[Tensor]) -> list[str]:
+    async def caption(self, images: list[Pixels]) -> list[str]:
         """Caption a batch beside the event loop."""
         return await asyncio.to_thread(self.engine.caption, images)
 

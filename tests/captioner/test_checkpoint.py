@@ -10,17 +10,14 @@ from safetensors.torch import load_file, save_file
 
 from app.captioner import checkpoint
 from app.captioner.errors import CheckpointError
+from app.captioner.model import torch_checkpoint
 from support.tiny import save_tiny_checkpoint, tiny_unpublished
 
 
-@pytest.fixture(scope="module")
-def published(tmp_path_factory):
-    return save_tiny_checkpoint(tmp_path_factory.mktemp("store"))
-
-
-@pytest.fixture
-def directory(published, tmp_path):
-    return shutil.copytree(published, tmp_path / "tiny/1")
+@pytest.fixture(name="directory")
+def own_directory(directory, tmp_path):
+    """Give a copy that a test may spoil."""
+    return shutil.copytree(directory, tmp_path / "tiny/1")
 
 
 def edit_manifest(directory, **changes):
@@ -36,7 +33,7 @@ def rehash(directory, name):
 
 
 def test_what_was_saved_is_what_is_loaded(directory):
-    loaded, source = checkpoint.load(directory), tiny_unpublished()
+    loaded, source = torch_checkpoint.load(directory), tiny_unpublished()
     assert loaded.vocabulary == source.vocabulary
     assert loaded.manifest.architecture == source.manifest.architecture
     assert not loaded.network.training
@@ -55,7 +52,10 @@ def test_every_file_is_listed_with_its_hash(directory):
     assert found - {"manifest.json"} == set(checkpoint.read_manifest(directory).files)
 
 
-@pytest.mark.parametrize("name", ["weights.safetensors", "vocabulary.json", "golden/image.png"])
+NEEDED = ["weights.safetensors", "vocabulary.json", "graphs/encode.xml", "graphs/step.xml"]
+
+
+@pytest.mark.parametrize("name", [*NEEDED, "golden/image.png"])
 def test_a_changed_file_is_refused(directory, name):
     with (directory / name).open("ab") as file:
         file.write(b" ")
@@ -63,14 +63,14 @@ def test_a_changed_file_is_refused(directory, name):
         checkpoint.load(directory)
 
 
-@pytest.mark.parametrize("name", ["weights.safetensors", "vocabulary.json", "CARD.md"])
+@pytest.mark.parametrize("name", [*NEEDED, "CARD.md"])
 def test_a_missing_file_is_refused(directory, name):
     (directory / name).unlink()
     with pytest.raises(CheckpointError, match="is missing"):
         checkpoint.load(directory)
 
 
-@pytest.mark.parametrize("name", ["weights.safetensors", "vocabulary.json"])
+@pytest.mark.parametrize("name", NEEDED)
 def test_a_file_that_the_manifest_does_not_vouch_for_is_refused(directory, name):
     files = checkpoint.read_manifest(directory).files
     edit_manifest(directory, files={each: sha for each, sha in files.items() if each != name})
@@ -83,7 +83,7 @@ def test_a_directory_without_a_manifest_is_refused(tmp_path):
         checkpoint.load(tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b"\xff", b'{"format_version": 1}'])
+@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b"\xff", b'{"format_version": 2}'])
 def test_a_manifest_that_is_none_is_refused(directory, content):
     (directory / "manifest.json").write_bytes(content)
     with pytest.raises(CheckpointError, match="is not a manifest"):
@@ -91,9 +91,27 @@ def test_a_manifest_that_is_none_is_refused(directory, content):
 
 
 def test_a_newer_format_is_refused(directory):
-    edit_manifest(directory, format_version=2)
-    with pytest.raises(CheckpointError, match="format 2 is newer than 1"):
+    edit_manifest(directory, format_version=3)
+    with pytest.raises(CheckpointError, match="format 3 is newer than 2"):
         checkpoint.load(directory)
+
+
+def test_the_format_before_is_refused_with_the_command_that_converts_it(directory):
+    edit_manifest(directory, format_version=1)
+    command = f"python -m trainer convert {directory} --version NEW"
+    for read in (checkpoint.load, checkpoint.read_manifest):
+        with pytest.raises(CheckpointError, match=r"format 1 .* convert it") as refusal:
+            read(directory)
+        assert command in str(refusal.value)
+
+
+def test_an_architecture_may_use_the_name_that_an_option_had_before(directory):
+    about = checkpoint.read_manifest(directory).architecture.model_dump(mode="json")
+    del about["global_feature"]
+    edit_manifest(directory, architecture={**about, "whole_image": True})
+    architecture = checkpoint.read_manifest(directory).architecture
+    assert architecture.global_feature
+    assert "whole_image" not in architecture.model_dump()
 
 
 def test_another_tokeniser_is_refused(directory):
@@ -122,7 +140,7 @@ def test_a_weight_of_another_shape_is_refused(directory):
     save_file(tensors, path)
     rehash(directory, path.name)
     with pytest.raises(CheckpointError, match=r"decoder\.words\.bias of shape \(3,\).* \(16,\)"):
-        checkpoint.load(directory)
+        torch_checkpoint.load(directory)
 
 
 def test_a_vocabulary_of_another_size_is_refused(directory):
@@ -161,10 +179,10 @@ def replace(directory, name, content):
     rehash(directory, name)
 
 
-def refused(directory, reason):
+def refused(directory, reason, load=checkpoint.load):
     """Expect one short line that a terminal may show."""
     with pytest.raises(CheckpointError, match=reason) as refusal:
-        checkpoint.load(directory)
+        load(directory)
     assert str(refusal.value).isprintable()
     assert len(str(refusal.value)) < 1100
     return str(refusal.value)
@@ -193,7 +211,7 @@ def test_the_golden_sample_is_what_was_verified(directory):
     golden = checkpoint.load(directory).golden
     assert golden.image == (directory / "golden/image.png").read_bytes()
     told = json.loads((directory / "golden/caption.json").read_text())
-    assert golden.said.model_dump() == told
+    assert golden.said.model_dump(mode="json") == told
 
 
 @pytest.mark.parametrize(
@@ -204,7 +222,7 @@ def test_a_golden_caption_that_is_none_is_refused(directory, content):
     refused(directory, "is no golden caption")
 
 
-@pytest.mark.parametrize("name", ["manifest.json", "weights.safetensors", "golden/image.png"])
+@pytest.mark.parametrize("name", ["manifest.json", "weights.safetensors", "graphs/step.xml"])
 @pytest.mark.parametrize("kind", ["/dev/zero", "/etc/hostname", "pipe", "folder", "itself"])
 def test_only_regular_files_inside_the_directory_are_read(directory, name, kind):
     path = directory / name
@@ -226,6 +244,7 @@ def test_only_regular_files_inside_the_directory_are_read(directory, name, kind)
         ("golden/caption.json", 2**16 + 1),
         ("golden/image.png", 2**24 + 1),
         ("CARD.md", 2**24 + 1),
+        ("graphs/encode.xml", 2**24 + 1),
         ("weights.safetensors", 2**40),
     ],
 )
@@ -285,15 +304,14 @@ def test_a_vocabulary_of_more_words_than_the_network_has_is_not_parsed(directory
     refused(directory, "expected at most 116 values")
 
 
-def test_weights_are_held_against_the_architecture(directory):
-    edit_manifest(
-        directory,
-        architecture={
-            **json.loads((directory / "manifest.json").read_text())["architecture"],
-            "hidden_width": 8192,
-        },
-    )
-    refused(directory, r"asks for too much: the architecture has \d+ parameters")
+@pytest.mark.parametrize(
+    ("width", "reason"),
+    [(8192, r"the architecture has \d+ parameters, at most"), (17, "the architecture expects")],
+)
+def test_weights_are_held_against_the_architecture(directory, width, reason):
+    about = checkpoint.read_manifest(directory).architecture.model_dump(mode="json")
+    edit_manifest(directory, architecture={**about, "hidden_width": width})
+    refused(directory, reason, torch_checkpoint.load)
 
 
 def test_a_pickle_is_refused_whatever_its_case_and_wherever_it_lies(directory):
@@ -306,7 +324,7 @@ def test_numbers_that_training_made_none_are_written_and_read(tmp_path):
     unpublished = tiny_unpublished()
     rows = [{"epoch": 0, "loss": math.nan}]
     manifest = unpublished.manifest.model_copy(update={"history": rows})
-    checkpoint.save(tmp_path / "best", unpublished._replace(manifest=manifest))
+    torch_checkpoint.save(tmp_path / "best", unpublished._replace(manifest=manifest))
     assert checkpoint.load(tmp_path / "best").manifest.history == [{"epoch": 0, "loss": None}]
 
 

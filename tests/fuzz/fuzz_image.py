@@ -1,4 +1,4 @@
-"""Coverage-guided fuzzing of image.decode, by hand: python tests/fuzz/fuzz_image.py -runs=20000
+"""Coverage-guided fuzzing of `image.decode`, by hand: python tests/fuzz/fuzz_image.py -runs=20000
 
 Whatever the bytes are, the answer is an image within its limits or an ImageError with a fixed text.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(include=["app.captioner"]):
-    from app.captioner import image
+    from app.captioner.image.decode import decode
 
 from PIL import Image
 
@@ -29,14 +29,14 @@ TEXTS = {
 def try_one(data: bytes) -> None:
     """Decode one input and check the promise."""
     try:
-        image_CHW = image.decode(data, at_least_px=8, max_pixels=MAX_PIXELS)
+        image_HWC = decode(data, at_least_px=8, max_pixels=MAX_PIXELS)
     except ImageError as error:
         if str(error) not in TEXTS:
             raise RuntimeError("an error tells something") from error
         return
-    channels, height, width = image_CHW.shape
+    height, width, channels = image_HWC.shape
     if channels != 3 or not 0 < height * width <= MAX_PIXELS:
-        raise RuntimeError(f"an image of {tuple(image_CHW.shape)} got through")
+        raise RuntimeError(f"an image of {tuple(image_HWC.shape)} got through")
 
 
 def write_seeds(folder: Path) -> None:

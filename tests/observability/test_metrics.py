@@ -14,7 +14,7 @@ from app.main import create_app
 from app.observability.request_log import _trace_context
 from app.settings import Settings
 from support.api import RAW
-from support.fake import FakeCaptioner, serving
+from support.fake import SHA256, FakeCaptioner, serving
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 SPAN = "b7ad6b7169203331"
@@ -29,7 +29,7 @@ async def scrape(client):
     }
 
 
-async def test_a_caption_leaves_its_trace_in_every_metric_of_the_journey():
+async def test_a_caption_leaves_its_trace_in_every_metric_of_a_request():
     async with serving() as client:
         await client.post("/v1/captions", content=b"a", headers=RAW)
         samples = await scrape(client)
@@ -48,7 +48,7 @@ async def test_a_caption_leaves_its_trace_in_every_metric_of_the_journey():
     assert samples["caption_batches_total", "free"] == 1
     for name in ("caption_queue_depth", "caption_inflight_requests", "caption_inflight_bytes"):
         assert samples[(name,)] == 0, name
-    assert samples["caption_checkpoint_info", "1", "abc", "tiny"] == 1
+    assert samples["caption_checkpoint_info", "1", SHA256, "tiny"] == 1
 
 
 async def test_a_bad_image_is_counted_by_its_code():

@@ -18,6 +18,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from structlog.testing import capture_logs
 
+from app.captioner.engines.engine import Stage
 from app.observability import tracing
 from support.api import RAW, as_files, ask, piece
 from support.fake import FakeCaptioner, serving
@@ -31,13 +32,12 @@ STAGES = ("decode", "queue", "encode", "search")
 class TimedCaptioner(FakeCaptioner):
     """Tells the times that its stages really took."""
 
-    def caption(self, images, *, on_stage=lambda *_: None, **options):
+    def caption(self, *given):
         began_s = time.monotonic()
-        answers = super().caption(images, **options)
+        result = super().caption(*given)
         ended_s = time.monotonic()
-        on_stage("encode", began_s, ended_s)
-        on_stage("search", ended_s, time.monotonic())
-        return answers
+        stages = Stage("encode", began_s, ended_s), Stage("search", ended_s, time.monotonic())
+        return result._replace(stages=stages)
 
 
 class Collector(ThreadingHTTPServer):

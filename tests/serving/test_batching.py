@@ -14,6 +14,7 @@ from app.serving.batching import (
     Flow,
     MicroBatcher,
     Overloaded,
+    batch_size,
 )
 from app.serving.fair_queue import CONTENTION_S
 from support.batches import FAR_S, Squares, batching, busy, submit_all
@@ -154,11 +155,11 @@ async def test_the_device_is_told_who_left_and_whose_deadline_passed():
         run.gate.clear()  # for the batch that waits there alone
         await run.entered.wait()
         assert await first == 1
-        assert [run.wanted(n) for n in range(3)] == [True, True, True]
+        assert [run.still_waiting(n) for n in range(3)] == [True, True, True]
         gone.cancel()
         pass_time(200)
         await asyncio.wait({gone, late})
-        assert [run.wanted(n) for n in range(3)] == [False, True, False]
+        assert [run.still_waiting(n) for n in range(3)] == [False, True, False]
         run.gate.set()
         assert await stays == 9
     assert run.batches == [[1], [2, 3, 4]]
@@ -201,7 +202,7 @@ async def test_only_the_poison_item_of_a_batch_fails():
 
 
 async def test_an_answer_that_is_an_exception_is_raised_to_its_caller():
-    async def run(numbers, wanted):
+    async def run(numbers, still_waiting):
         return [ArithmeticError(number) if number % 2 else number for number in numbers]
 
     async with batching(run) as batcher:
@@ -214,7 +215,7 @@ async def test_an_answer_that_is_an_exception_is_raised_to_its_caller():
 async def test_callers_who_left_are_not_computed_again_when_a_batch_is_split():
     batches, callers = [], []
 
-    async def run(numbers, wanted):
+    async def run(numbers, still_waiting):
         batches.append(numbers)
         if len(numbers) > 1:
             callers[1].cancel()
@@ -229,7 +230,7 @@ async def test_callers_who_left_are_not_computed_again_when_a_batch_is_split():
 
 
 async def test_a_device_that_loses_an_answer_fails_the_items_and_not_the_loop():
-    async def forgetful(numbers, wanted):
+    async def forgetful(numbers, still_waiting):
         return numbers[1:]
 
     async with batching(forgetful) as batcher:
@@ -314,8 +315,8 @@ class Small(Squares):
 
     room = 2
 
-    async def __call__(self, numbers, wanted):
-        answers = await super().__call__(numbers, wanted)
+    async def __call__(self, numbers, still_waiting):
+        answers = await super().__call__(numbers, still_waiting)
         if len(numbers) > self.room:
             raise DoesNotFit
         return answers
@@ -365,7 +366,7 @@ def test_the_batch_size_limit_halves_at_once_and_comes_back_slowly():
 async def test_a_device_that_is_gone_is_not_asked_again():
     batches = []
 
-    async def gone(numbers, wanted):
+    async def gone(numbers, still_waiting):
         batches.append(numbers)
         raise Closed
 
@@ -388,14 +389,14 @@ async def test_a_batch_leaves_because_it_is_full_or_the_device_is_free():
     assert watched.reasons == ["free", "full", "free"]
 
 
-class Lanes:
+class Runs:
     """Runs that end one by one, when told to: ``under_way`` are the batches begun and not ended."""
 
     def __init__(self):
         self.under_way, self.begun, self.most = [], [], 0
         self.ends, self.news = asyncio.Semaphore(0), asyncio.Semaphore(0)
 
-    async def __call__(self, items, wanted):  # noqa: ARG002
+    async def __call__(self, items, still_waiting):  # noqa: ARG002
         self.begun.append(list(items))
         self.news.release()
         self.under_way.append(items)
@@ -409,9 +410,9 @@ class Lanes:
             await self.news.acquire()
 
 
-async def test_two_lanes_run_two_batches_side_by_side_and_a_third_waits():
-    run = Lanes()
-    async with batching(run, lanes=2) as batcher:
+async def test_two_workers_run_two_batches_side_by_side_and_a_third_waits():
+    run = Runs()
+    async with batching(run, workers=2) as batcher:
         callers = await submit_all(batcher, [1])
         await run.until(1)
         callers += await submit_all(batcher, [2])
@@ -426,9 +427,9 @@ async def test_two_lanes_run_two_batches_side_by_side_and_a_third_waits():
     assert run.most == 2
 
 
-async def test_free_lanes_share_what_waits():
-    run = Lanes()
-    async with batching(run, lanes=2) as batcher:
+async def test_free_workers_share_what_waits():
+    run = Runs()
+    async with batching(run, workers=2) as batcher:
         callers = await submit_all(batcher, [1, 2, 3, 4, 5])
         await run.until(2)
         assert [len(batch) for batch in run.begun] == [3, 2]
@@ -437,9 +438,9 @@ async def test_free_lanes_share_what_waits():
         assert await asyncio.gather(*callers) == [1, 4, 9, 16, 25]
 
 
-async def test_a_lane_leaves_the_other_its_share_of_what_is_under_way_and_waits():
+async def test_a_worker_leaves_the_other_its_share_of_what_is_under_way_and_waits():
     run = Squares()
-    async with batching(run, max_batch=8, lanes=2) as batcher:
+    async with batching(run, max_batch=8, workers=2) as batcher:
         callers = [await busy(batcher, run)]
         callers += await submit_all(batcher, range(2, 9))
         await asyncio.sleep(0)
@@ -449,10 +450,10 @@ async def test_a_lane_leaves_the_other_its_share_of_what_is_under_way_and_waits(
     assert run.batches[2:] == [[6, 7, 8]]
 
 
-async def test_a_batch_that_fails_in_one_lane_leaves_the_other_alone():
+async def test_a_batch_that_fails_leaves_the_one_of_another_worker_alone():
     first, second = asyncio.Event(), asyncio.Event()
 
-    async def run(items, wanted):
+    async def run(items, still_waiting):
         first.set()
         if items == [0]:
             await second.wait()
@@ -460,7 +461,7 @@ async def test_a_batch_that_fails_in_one_lane_leaves_the_other_alone():
         second.set()
         return items
 
-    async with batching(run, lanes=2) as batcher:
+    async with batching(run, workers=2) as batcher:
         bad = (await submit_all(batcher, [0]))[0]
         await first.wait()
         assert await batcher.submit(5, FAR_S) == 5
@@ -468,8 +469,8 @@ async def test_a_batch_that_fails_in_one_lane_leaves_the_other_alone():
             await bad
 
 
-async def test_closing_answers_what_every_lane_works_on():
-    run = Lanes()
+async def test_closing_answers_what_every_worker_works_on():
+    run = Runs()
     batcher = MicroBatcher(run, max_batch=1, max_queue=9)
     batcher.start(2)
     callers = await submit_all(batcher, [1, 2, 3])
@@ -481,9 +482,9 @@ async def test_closing_answers_what_every_lane_works_on():
     assert await asyncio.gather(*callers) == [1, 4, 9]
 
 
-async def test_lanes_count_in_the_estimate_of_when_to_come_back(monkeypatch):
-    loop, run = asyncio.get_running_loop(), Lanes()
-    async with batching(run, max_batch=1, lanes=2) as batcher:
+async def test_workers_count_in_the_estimate_of_when_to_come_back(monkeypatch):
+    loop, run = asyncio.get_running_loop(), Runs()
+    async with batching(run, max_batch=1, workers=2) as batcher:
         callers = await submit_all(batcher, [1, 2])
         await run.until(2)
         monkeypatch.setattr(loop, "time", lambda now=loop.time: now() + 7.9)
@@ -493,9 +494,9 @@ async def test_lanes_count_in_the_estimate_of_when_to_come_back(monkeypatch):
         assert batcher.retry_after_s(3) == 12  # 7.9 s for two
 
 
-async def test_a_few_items_wait_for_the_batch_under_way_and_many_get_a_lane_of_their_own():
-    run = Lanes()
-    async with batching(run, lanes=2, least_beside=2) as batcher:
+async def test_a_few_items_wait_for_the_batch_under_way_and_many_get_another_worker():
+    run = Runs()
+    async with batching(run, workers=2, min_concurrent_batch=2) as batcher:
         callers = await submit_all(batcher, [1])
         await run.until(1)
         callers += await submit_all(batcher, [2])
@@ -508,6 +509,69 @@ async def test_a_few_items_wait_for_the_batch_under_way_and_many_get_a_lane_of_t
         for _ in range(3):
             run.ends.release()
         assert await asyncio.gather(*callers) == [1, 4, 9, 16]
+
+
+# How many leave together
+
+
+@pytest.mark.parametrize(
+    ("waiting", "expected", "under_way", "workers", "size"),
+    [
+        (0, 0, 0, 1, 0),  # nothing to do
+        (0, 3, 0, 1, 0),
+        (1, 0, 0, 1, 1),  # a lone item leaves at once
+        (5, 0, 0, 1, 5),
+        (9, 0, 0, 1, 8),  # the size limit
+        (1, 1, 0, 1, 0),  # the expected item goes into the same batch
+        (7, 1, 0, 1, 0),
+        (7, 9, 0, 1, 0),
+        (8, 9, 0, 1, 8),  # a full batch waits for none
+        (1, 1, 0, 2, 1),  # the expected item is the other worker's
+        (2, 2, 0, 2, 2),
+        (1, 2, 0, 2, 0),
+        (8, 0, 0, 2, 4),  # each takes its share
+        (7, 0, 0, 2, 4),
+        (3, 0, 4, 2, 3),  # the other has its share already
+        (7, 0, 1, 2, 4),
+        (1, 0, 8, 2, 1),
+        (16, 0, 0, 2, 8),
+        (99, 0, 0, 4, 8),
+        (3, 0, 0, 4, 1),  # more workers than items
+    ],
+)
+def test_a_worker_takes_its_share(waiting, expected, under_way, workers, size):
+    assert size == batch_size(
+        waiting=waiting,
+        expected=expected,
+        under_way=under_way,
+        workers=workers,
+        size_limit=8,
+        min_concurrent_batch=1,
+    )
+
+
+@pytest.mark.parametrize(
+    ("waiting", "expected", "under_way", "size"),
+    [
+        (3, 0, 0, 3),  # nothing is under way: any batch is worth a worker
+        (3, 0, 1, 0),  # too few: they wait for the batch under way
+        (4, 0, 1, 4),
+        (7, 0, 0, 7),  # not worth two workers
+        (8, 0, 0, 4),
+        (8, 0, 1, 5),
+        (4, 4, 0, 4),
+        (3, 4, 0, 0),
+    ],
+)
+def test_few_items_are_not_worth_another_worker(waiting, expected, under_way, size):
+    assert size == batch_size(
+        waiting=waiting,
+        expected=expected,
+        under_way=under_way,
+        workers=2,
+        size_limit=8,
+        min_concurrent_batch=4,
+    )
 
 
 # Turns
@@ -543,9 +607,9 @@ async def test_a_request_with_many_items_waits_for_one_of_another_between_two_of
     assert run.batches == [[1], [0, 4], [1, 2], [3]]
 
 
-async def beside_a_crowd(batcher, run, crowd, items):
-    """Let a guest be answered beside a crowd of so many items; give the callers of the crowd."""
-    callers = await submit_of(batcher, *[crowd] * items, Flow("guest", 0))
+async def while_there_is_a_crowd(batcher, run, crowd, items):
+    """Let another caller be answered while a crowd has so many items; give all callers."""
+    callers = await submit_of(batcher, *[crowd] * items, Flow("single", 0))
     await run.until(len(run.begun) + 1)
     while not callers[-1].done():
         run.ends.release()
@@ -555,7 +619,7 @@ async def beside_a_crowd(batcher, run, crowd, items):
 
 
 async def settled(run):
-    """Let the lanes take whatever they want to."""
+    """Let the workers take whatever they want to."""
     for _ in range(5):
         await asyncio.sleep(0)
     return run.under_way
@@ -568,43 +632,43 @@ async def finish(run, callers):
     return await asyncio.gather(*callers)
 
 
-@pytest.mark.parametrize("crowd", [Flow("crowd", 1), Flow("guest", 1)])
-async def test_a_crowd_leaves_a_lane_to_who_was_just_beside_it(crowd):
-    run = Lanes()
-    async with batching(run, max_batch=4, lanes=2) as batcher:
-        callers = await beside_a_crowd(batcher, run, crowd, 40)
+@pytest.mark.parametrize("crowd", [Flow("crowd", 1), Flow("single", 1)])
+async def test_a_crowd_leaves_a_worker_to_who_was_just_there_too(crowd):
+    run = Runs()
+    async with batching(run, max_batch=4, workers=2) as batcher:
+        callers = await while_there_is_a_crowd(batcher, run, crowd, 40)
         while len(await settled(run)) > 1:
             run.ends.release()
         assert len(run.under_way) == 1
         assert batcher.depth > 4
-        callers += await submit_of(batcher, Flow("guest", 2))
+        callers += await submit_of(batcher, Flow("single", 2))
         assert len(await settled(run)) == 2
         assert run.begun[-1] == [0]  # he goes alone, and at once
         await finish(run, callers)
 
 
-async def test_a_lone_crowd_takes_every_lane():
-    run = Lanes()
-    async with batching(run, max_batch=4, lanes=2) as batcher:
+async def test_a_lone_crowd_takes_every_worker():
+    run = Runs()
+    async with batching(run, max_batch=4, workers=2) as batcher:
         callers = await submit_of(batcher, *[Flow("crowd", n) for n in range(40)])
         assert [len(batch) for batch in await settled(run)] == [4, 4]
         await finish(run, callers)
 
 
-async def test_a_crowd_takes_every_lane_again_once_nobody_has_come_for_a_while():
-    run = Lanes()
-    async with batching(run, max_batch=4, lanes=2) as batcher:
-        callers = await beside_a_crowd(batcher, run, Flow("crowd", 1), 40)
+async def test_a_crowd_takes_every_worker_again_once_nobody_has_come_for_a_while():
+    run = Runs()
+    async with batching(run, max_batch=4, workers=2) as batcher:
+        callers = await while_there_is_a_crowd(batcher, run, Flow("crowd", 1), 40)
         pass_time(CONTENTION_S)
         while len(await settled(run)) < 2 or [len(batch) for batch in run.under_way] != [4, 4]:
             run.ends.release()
         await finish(run, callers)
 
 
-async def test_where_there_is_one_lane_a_crowd_takes_it_for_a_few_items_at_a_time():
-    run = Lanes()
+async def test_where_there_is_one_worker_a_crowd_takes_it_for_a_few_items_at_a_time():
+    run = Runs()
     async with batching(run, max_batch=4) as batcher:
-        callers = await beside_a_crowd(batcher, run, Flow("crowd", 1), 40)
+        callers = await while_there_is_a_crowd(batcher, run, Flow("crowd", 1), 40)
         run.ends.release()
         await settled(run)
         run.ends.release()
@@ -612,10 +676,10 @@ async def test_where_there_is_one_lane_a_crowd_takes_it_for_a_few_items_at_a_tim
         await finish(run, callers)
 
 
-async def test_where_batches_cost_alike_they_are_filled_whoever_is_beside():
-    run = Lanes()
-    async with batching(run, max_batch=4, lanes=2, least_beside=2) as batcher:
-        callers = await beside_a_crowd(batcher, run, Flow("crowd", 1), 40)
+async def test_where_batches_cost_alike_they_are_filled_whoever_is_there():
+    run = Runs()
+    async with batching(run, max_batch=4, workers=2, min_concurrent_batch=2) as batcher:
+        callers = await while_there_is_a_crowd(batcher, run, Flow("crowd", 1), 40)
         before = len(run.begun)
         for _ in range(4):
             run.ends.release()
@@ -625,15 +689,15 @@ async def test_where_batches_cost_alike_they_are_filled_whoever_is_beside():
         await finish(run, callers)
 
 
-async def test_who_may_take_a_lane_does_not_wait_for_the_company_of_who_may_not():
-    run = Lanes()
-    async with batching(run, max_batch=4, lanes=2) as batcher:
-        callers = await beside_a_crowd(batcher, run, Flow("crowd", 1), 12)
+async def test_who_may_take_a_worker_does_not_wait_for_arrivals_of_who_may_not():
+    run = Runs()
+    async with batching(run, max_batch=4, workers=2) as batcher:
+        callers = await while_there_is_a_crowd(batcher, run, Flow("crowd", 1), 12)
         while batcher.depth > 2 or len(await settled(run)) > 1:
             run.ends.release()
             await settled(run)
         with batcher.expecting():
-            callers += await submit_of(batcher, Flow("guest", 2))
+            callers += await submit_of(batcher, Flow("single", 2))
             await settled(run)
             assert run.begun[-1] == [0]
         await finish(run, callers)

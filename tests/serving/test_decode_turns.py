@@ -15,11 +15,11 @@ def queue(places, most_costly=100):
     return Turns(places, most_costly=most_costly)
 
 
-async def started(turns, *costs_s, patience_s=LONG_S):
+async def started(turns, *costs_s, timeout_s=LONG_S):
     """Ask for turns, one after the other; give the tasks."""
     tasks = []
     for cost_s in costs_s:
-        tasks.append(asyncio.create_task(turns.take(cost_s, patience_s)))
+        tasks.append(asyncio.create_task(turns.take(cost_s, timeout_s)))
         await asyncio.sleep(0)
     await asyncio.sleep(0)
     return tasks
@@ -126,14 +126,14 @@ async def test_with_one_place_a_costly_job_goes_when_nobody_else_waits():
 
 async def test_a_costly_job_that_would_wait_too_long_is_refused_at_once():
     turns = queue(2)
-    _, waits = await started(turns, 3.0, 3.0, patience_s=10.0)
-    (late,) = await started(turns, 3.0, patience_s=10.0)  # 6 s
+    _, waits = await started(turns, 3.0, 3.0, timeout_s=10.0)
+    (late,) = await started(turns, 3.0, timeout_s=10.0)  # 6 s
     with pytest.raises(Overloaded) as refused:
         await late
     assert refused.value.retry_after_s == 6
-    (cheaper,) = await started(turns, 1.0, patience_s=10.0)  # it would be next, in 3 s
-    (patient,) = await started(turns, 3.0, patience_s=20.0)
-    (cheap,) = await started(turns, CHEAP_S, patience_s=0.01)  # it waits for none of them
+    (cheaper,) = await started(turns, 1.0, timeout_s=10.0)  # it would be next, in 3 s
+    (patient,) = await started(turns, 3.0, timeout_s=20.0)
+    (cheap,) = await started(turns, CHEAP_S, timeout_s=0.01)  # it waits for none of them
     assert [each.done() for each in (waits, cheaper, patient, cheap)] == [False] * 3 + [True]
     for each in (waits, cheaper, patient):
         each.cancel()
@@ -141,11 +141,11 @@ async def test_a_costly_job_that_would_wait_too_long_is_refused_at_once():
 
 async def test_those_that_cost_less_do_not_fill_the_queue_either():
     turns = queue(2)
-    *_, fits = await started(turns, *[0.08] * 26, patience_s=2.0)  # 1 s of them, in two places
-    (late,) = await started(turns, 0.08, patience_s=2.0)
+    *_, fits = await started(turns, *[0.08] * 26, timeout_s=2.0)  # 1 s of them, in two places
+    (late,) = await started(turns, 0.08, timeout_s=2.0)
     with pytest.raises(Overloaded):
         await late
-    (cheaper,) = await started(turns, 0.01, patience_s=2.0)
+    (cheaper,) = await started(turns, 0.01, timeout_s=2.0)
     assert (fits.done(), cheaper.done()) == (False, False)
     cheaper.cancel()
 
@@ -168,7 +168,7 @@ async def test_how_long_costly_jobs_wait_is_learned_from_how_long_they_took():
         pass_time(5.0)  # ten times as long
         await ended(turns, slow)
     await started(turns, 0.5)
-    (late,) = await started(turns, 0.5, patience_s=8.0)
+    (late,) = await started(turns, 0.5, timeout_s=8.0)
     with pytest.raises(Overloaded):
         await late
 
@@ -177,9 +177,9 @@ async def test_a_job_that_takes_longer_tells_so_before_its_end():
     turns = queue(2)
     await started(turns, 0.5)
     pass_time(5.0)
-    (late,) = await started(turns, 0.5, patience_s=8.0)
+    (late,) = await started(turns, 0.5, timeout_s=8.0)
     assert not late.done()  # it may be next any moment
-    (later,) = await started(turns, 0.5, patience_s=8.0)
+    (later,) = await started(turns, 0.5, timeout_s=8.0)
     with pytest.raises(Overloaded):
         await later
     late.cancel()
@@ -191,7 +191,7 @@ async def test_what_was_given_up_tells_nothing_about_how_long_a_job_takes():
         (given_up,) = await started(turns, 3.0)
         turns.leave(await given_up, done=False)
     await started(turns, 3.0)
-    (late,) = await started(turns, 3.0, patience_s=5.0)
+    (late,) = await started(turns, 3.0, timeout_s=5.0)
     with pytest.raises(Overloaded):
         await late
 

@@ -5,29 +5,21 @@ import sys
 from contextlib import asynccontextmanager
 
 import httpx
-import pytest
 from structlog.testing import capture_logs
 
-from app.captioner.decoders import Decoders
 from app.captioner.errors import NoDecoder
+from app.captioner.image.decode_processes import DecodeProcesses
 from app.main import create_app
 from app.settings import Settings
 from support.fake import until
-from support.tiny import photo, save_tiny_checkpoint, slow_png
+from support.photos import photo, slow_png
 
 PNG = {"content-type": "image/png"}
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    return save_tiny_checkpoint(tmp_path_factory.mktemp("store"))
-
-
 @asynccontextmanager
 async def serving(checkpoint, **settings):
-    app = create_app(
-        Settings(checkpoint=checkpoint, device="cpu", lane_processes=False, **settings)
-    )
+    app = create_app(Settings(checkpoint=checkpoint, device="cpu", inference_threads=1, **settings))
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with (
         app.router.lifespan_context(app),
@@ -49,7 +41,7 @@ async def is_ready(client):
 
 async def test_an_image_is_decoded_in_a_process(checkpoint, monkeypatch):
     async with serving(checkpoint) as client:
-        monkeypatch.setattr("app.captioner.decode._upright_rgb", None)  # nobody decodes here
+        monkeypatch.setattr("app.captioner.image.decode._upright_rgb", None)  # nobody decodes here
         assert (await post(client)).status_code == 200
         assert (await post(client, b"\x89PNG\r\n\x1a\n")).json()["code"] == "undecodable_image"
 
@@ -60,7 +52,7 @@ async def test_it_is_not_ready_before_a_process_has_decoded_the_golden_image(
     def broken(*_, **__):
         raise NoDecoder
 
-    monkeypatch.setattr(Decoders, "decode", broken)
+    monkeypatch.setattr(DecodeProcesses, "decode", broken)
     async with serving(checkpoint) as client:
         assert not await is_ready(client)
         assert client.app.state.app_state.health.livez().reason == "start_failed"
@@ -96,7 +88,7 @@ async def test_without_a_process_images_get_503_and_the_service_stays_ready(
         raise NoDecoder
 
     async with serving(checkpoint) as client:
-        monkeypatch.setattr(Decoders, "decode", gone)
+        monkeypatch.setattr(DecodeProcesses, "decode", gone)
         answer = await post(client)
         assert await is_ready(client)
     assert (answer.status_code, answer.json()["code"]) == (503, "overloaded")

@@ -114,7 +114,7 @@ def test_requests_of_one_caller_take_turns_as_callers_do(paths, data):
 # Who has been there
 
 
-CROWD, GUEST = ("a", 1), ("b", 1)
+CROWD, OTHER = ("a", 1), ("b", 1)
 
 
 def presence_of(*paths):
@@ -126,13 +126,13 @@ def presence_of(*paths):
 
 
 def contending():
-    """Let a guest come to a crowd at second 0, and leave."""
-    presence = presence_of(CROWD, CROWD, CROWD, GUEST)
-    presence.left(GUEST, 0)
+    """Let another flow come to a crowd at second 0, and leave."""
+    presence = presence_of(CROWD, CROWD, CROWD, OTHER)
+    presence.left(OTHER, 0)
     return presence
 
 
-def test_a_guest_beside_a_crowd_is_remembered_for_a_while():
+def test_who_was_there_with_a_crowd_is_remembered_for_a_while():
     presence = contending()
     assert presence.contended((), 0.9 * CONTENTION_S)
     assert not presence.contended((), CONTENTION_S)
@@ -147,15 +147,15 @@ def test_a_request_beside_a_crowd_of_one_caller_is_remembered_too():
 
 
 def test_crowds_that_meet_only_take_turns():
-    presence = presence_of(*[CROWD] * 3, *[GUEST] * 3)
+    presence = presence_of(*[CROWD] * 3, *[OTHER] * 3)
     for _ in range(3):
-        presence.left(GUEST, 0)
+        presence.left(OTHER, 0)
     assert not presence.contended((), 0)
 
 
-def test_guests_who_meet_only_take_turns():
-    presence = presence_of(CROWD, CROWD, GUEST)
-    presence.left(GUEST, 0)
+def test_flows_without_a_crowd_only_take_turns():
+    presence = presence_of(CROWD, CROWD, OTHER)
+    presence.left(OTHER, 0)
     assert not presence.contended((), 0)
 
 
@@ -164,18 +164,18 @@ def test_many_one_after_the_other_are_no_crowd():
     for request in range(9):
         presence.came(("a", request))
         presence.left(("a", request), 0)
-    presence.came(GUEST)
-    presence.left(GUEST, 0)
+    presence.came(OTHER)
+    presence.left(OTHER, 0)
     assert not presence.contended((), 0)
 
 
-def test_a_crowd_that_nobody_was_beside_holds_every_lane():
+def test_a_crowd_that_was_always_alone_holds_every_worker():
     presence = presence_of(CROWD, CROWD, CROWD)
     presence.began([CROWD] * 8)
     assert presence.held_back(filled(CROWD), 2, 0) == set()
 
 
-def test_a_crowd_leaves_a_lane_to_those_who_were_beside_it():
+def test_a_crowd_leaves_a_worker_to_those_who_were_there_too():
     presence, queue = contending(), filled(CROWD)
     presence.began([CROWD] * 8)
     assert presence.held_back(queue, 3, 0) == set()
@@ -185,15 +185,15 @@ def test_a_crowd_leaves_a_lane_to_those_who_were_beside_it():
     assert presence.held_back(queue, 2, 0) == set()
 
 
-def test_a_guest_is_not_held_back_however_many_lanes_he_holds():
-    presence, queue = contending(), filled(GUEST)
-    presence.came(GUEST)
-    presence.began([GUEST])
-    presence.began([GUEST])
+def test_who_is_no_crowd_is_not_held_back_however_many_workers_he_holds():
+    presence, queue = contending(), filled(OTHER)
+    presence.came(OTHER)
+    presence.began([OTHER])
+    presence.began([OTHER])
     assert presence.held_back(queue, 2, 0) == set()
 
 
-def test_two_crowds_that_share_a_lane_share_the_next_as_well():
+def test_two_crowds_that_share_a_worker_share_the_next_as_well():
     presence, queue = contending(), filled(CROWD, ("c", 1))
     for _ in range(3):
         presence.came(("c", 1))
@@ -203,13 +203,13 @@ def test_two_crowds_that_share_a_lane_share_the_next_as_well():
 
 
 @given(st.integers(2, 8), st.lists(st.lists(st.sampled_from("abc"), min_size=1), max_size=7))
-def test_no_lane_stays_free_while_every_crowd_waits(lanes, batches):
+def test_no_worker_stays_free_while_every_crowd_waits(workers, batches):
     paths = [(name, 1) for name in "abc"]
     presence = presence_of(*paths * 3, ("d", 1))
     presence.left(("d", 1), 0)
-    for batch in batches[: lanes - 1]:
+    for batch in batches[: workers - 1]:
         presence.began([(name, 1) for name in batch])
-    assert not {("a",), ("b",), ("c",)} <= presence.held_back(filled(*paths), lanes, 0)
+    assert not {("a",), ("b",), ("c",)} <= presence.held_back(filled(*paths), workers, 0)
 
 
 def test_a_presence_that_everybody_left_keeps_nothing_of_them():
@@ -218,7 +218,7 @@ def test_a_presence_that_everybody_left_keeps_nothing_of_them():
     presence.ended([CROWD] * 3)
     for _ in range(3):
         presence.left(CROWD, 0)
-    assert presence._items == presence._most == presence._lanes == {}
+    assert presence._items == presence._most == presence._workers == {}
     assert not any(presence._crowds.values())
 
 

@@ -175,7 +175,7 @@ def test_the_oldest_job_of_several_threads_decides():
     thread.start()
     begun.wait(10)
     clock.now_s += 61
-    with health.heartbeat:  # another lane works on
+    with health.heartbeat:  # another thread works on
         assert health.livez().reason == "inference_thread_stuck"
     ends.set()
     thread.join()

@@ -125,7 +125,7 @@ async def test_a_caller_who_leaves_does_not_hurt_the_others(gone):
     assert (asking.squares.asked, asking.squares.given_up) == ([3], [])
 
 
-async def test_the_first_caller_s_deadline_does_not_hurt_a_more_patient_one():
+async def test_the_first_caller_s_deadline_does_not_hurt_one_with_a_longer_deadline():
     asking = Asking()
     asking.squares.gate.clear()
     (hasty,) = await asking.all_of([3], soon_s(100))
@@ -178,11 +178,11 @@ async def test_once_all_have_left_the_computation_is_given_up():
     await leave(callers[1])
     await turns()
     assert asking.squares.given_up == [3]
-    assert asking.cache._flights == {}
+    assert asking.cache._under_way == {}
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
-async def test_who_comes_once_all_have_left_does_not_board_what_was_given_up():
+async def test_who_comes_once_all_have_left_does_not_join_what_was_given_up():
     asking = Asking()
     asking.squares.gate.clear()
     (gone,) = await asking.all_of([3])

@@ -30,7 +30,7 @@ def test_it_tells_how_long_an_answer_took(monkeypatch):
 
 def test_an_answer_that_does_not_come_is_told_as_well(monkeypatch):
     monkeypatch.setattr(self_probe, "_EVERY_S", 0.01)
-    monkeypatch.setattr(self_probe, "_PATIENCE_S", 0.1)
+    monkeypatch.setattr(self_probe, "_TIMEOUT_S", 0.1)
     waits_s, told = [], threading.Event()
 
     def note(wait_s):

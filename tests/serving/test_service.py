@@ -7,17 +7,16 @@ import threading
 import time
 
 import pytest
-import torch
 from structlog.testing import capture_logs
 
 from app.captioner.errors import CheckpointError, DeviceFault, OutOfMemory
-from app.loading import load_captioner, load_captioner_apart, usable_cores
+from app.loading import usable_cores
 from app.main import create_app
 from app.serving.batching import DeadlineExceeded
 from app.settings import Settings
 from support.api import RAW, as_json, captions
 from support.fake import FakeCaptioner, SteppingCaptioner, deadline_s, pass_time, serving, until
-from support.tiny import photo, save_tiny_checkpoint
+from support.photos import photo
 
 
 def ours():
@@ -32,8 +31,6 @@ async def test_nothing_is_left_after_the_lifespan():
         assert captions(await client.post("/v1/captions", content=b"a", headers=RAW)) == ["a"]
         assert ours()
         assert gc.get_freeze_count() > 0
-        assert not captioner.closed
-    assert captioner.closed
     assert ours() == []
     assert gc.get_freeze_count() == 0
     assert asyncio.all_tasks() == {asyncio.current_task()}
@@ -110,20 +107,20 @@ async def test_a_caller_who_leaves_shortens_the_batch_and_the_others_get_the_sam
     async with serving(captioner) as client:
         service = client.app.state.app_state.service
         first = asyncio.create_task(service.caption(photos[0], deadline_s()))
-        await asyncio.to_thread(captioner.entered.acquire, timeout=10)
+        await asyncio.to_thread(captioner.engine.entered.acquire, timeout=10)
         callers = [asyncio.create_task(service.caption(data, deadline_s())) for data in photos]
         async with asyncio.timeout(10):
             while service.depth < 3:  # noqa: ASYNC110 - they are decoded in threads
                 await asyncio.sleep(0.001)
-        captioner.gate.release()
-        await asyncio.to_thread(captioner.entered.acquire, timeout=10)
+        captioner.engine.gate.release()
+        await asyncio.to_thread(captioner.engine.entered.acquire, timeout=10)
         callers[1].cancel()
         await asyncio.wait({callers[1]})
-        captioner.gate.release(3)
+        captioner.engine.gate.release(3)
         alone = [await service.caption(photos[n], deadline_s()) for n in (0, 2)]
         together = await asyncio.gather(callers[0], callers[2])
         await first
-    assert captioner.rows == [1] * 12 + [3] + [2] * 11 + [1] * 24
+    assert captioner.engine.images == [1] * 12 + [3] + [2] * 11 + [1] * 24
     for own, shared in zip(alone, together, strict=True):
         assert [each.text for each in own] == [each.text for each in shared]
 
@@ -200,45 +197,13 @@ def test_a_quota_of_the_container_bounds_the_cores(tmp_path):
     assert usable_cores(quota) == everything
 
 
-@pytest.mark.parametrize("what", ["app.captioner.forking.begin", "app.captioner.lanes._Lane"])
-def test_where_the_system_gives_no_processes_lanes_are_threads(what, tmp_path, monkeypatch):
-    def refuse(*_):
-        raise OSError("no room on the device")
-
-    monkeypatch.setattr(what, refuse)
-    settings = Settings(checkpoint=save_tiny_checkpoint(tmp_path), device="cpu", torch_threads=2)
-    threads = torch.get_num_threads()
-    try:
-        with capture_logs() as logs:
-            captioner = load_captioner_apart(settings)
-        ((candidate, *_),) = captioner.caption([captioner.read(photo(), max_pixels=10_000)])
-    finally:
-        torch.set_num_threads(threads)
-    assert candidate.text
-    assert captioner.lanes == 2
-    (said,) = [line for line in logs if line["event"] == "no_lane_processes"]
-    assert said["reason"] == "no room on the device"
-
-
-@pytest.mark.parametrize("compiled", [False, True])
-def test_a_search_that_was_not_compiled_is_told(compiled, tmp_path, monkeypatch):
-    monkeypatch.setattr("app.captioner.compiled.available", lambda: compiled)
-    threads = torch.get_num_threads()
-    try:
-        with capture_logs() as logs:
-            load_captioner(Settings(checkpoint=save_tiny_checkpoint(tmp_path), device="cpu"))
-    finally:
-        torch.set_num_threads(threads)
-    assert ("search_not_compiled" in [line["event"] for line in logs]) != compiled
-
-
 # The device
 
 
 @pytest.mark.parametrize(("alike", "begun"), [(False, 2), (True, 1)])
 async def test_where_batches_cost_alike_few_images_wait_for_the_one_under_way(alike, begun):
     captioner = FakeCaptioner()
-    captioner.lanes, captioner.batches_cost_alike = 2, alike
+    captioner.engine.max_concurrent_batches, captioner.engine.batches_cost_alike = 2, alike
     captioner.gate.clear()
     async with serving(captioner, max_batch=8) as client:
         service = client.app.state.app_state.service
@@ -394,7 +359,7 @@ async def test_a_failure_is_not_kept():
 
 async def test_the_kept_result_holds_no_more_than_itself():
     captioner = SteppingCaptioner()
-    captioner.gate.release()
+    captioner.engine.gate.release()
     async with serving(captioner, result_cache_entries=9) as client:
         service = client.app.state.app_state.service
         candidates = await service.caption(photo(), deadline_s())
@@ -409,21 +374,21 @@ async def test_a_shared_search_ends_once_all_its_callers_have_left():
     async with serving(captioner, result_cache_entries=9) as client:
         service = client.app.state.app_state.service
         for leave, steps in [(1, 12), (2, 1)]:
-            captioner.rows.clear()
+            captioner.engine.images.clear()
             data = photo(leave)
             callers = [asyncio.create_task(service.caption(data, deadline_s())) for _ in range(2)]
-            await asyncio.to_thread(captioner.entered.acquire, timeout=10)
+            await asyncio.to_thread(captioner.engine.entered.acquire, timeout=10)
             for caller in callers[:leave]:
                 caller.cancel()
             await asyncio.wait(callers[:leave])
-            captioner.gate.release()
+            captioner.engine.gate.release()
             await asyncio.wait(callers)
             assert await service._wait_until_idle(10)
-            assert captioner.rows == [1] * steps
+            assert captioner.engine.images == [1] * steps
         assert lookups(client) == [0, 2, 2]
 
 
-async def test_the_shortest_patience_does_not_end_what_others_wait_for():
+async def test_the_shortest_deadline_does_not_end_what_others_wait_for():
     captioner = FakeCaptioner()
     async with serving(captioner, result_cache_entries=9) as client:
         service = client.app.state.app_state.service
@@ -459,14 +424,12 @@ async def test_an_upload_that_nobody_waits_for_any_more_leaves_the_queue():
 
 
 @pytest.mark.parametrize(
-    ("seconds_per_image", "patience", "status"),
+    ("seconds_per_image", "timeout_s", "status"),
     [(20.0, "30", 503), (0.001, "30", 200), (1.0, "30", 200), (1.0, "4", 503)],
 )
-async def test_who_would_wait_too_long_is_turned_away_at_the_door(
-    seconds_per_image, patience, status
-):
+async def test_who_would_wait_too_long_is_refused_at_once(seconds_per_image, timeout_s, status):
     captioner = FakeCaptioner()
-    headers = {"content-type": "image/png", "x-request-timeout": patience}
+    headers = {"content-type": "image/png", "x-request-timeout": timeout_s}
     async with serving(captioner, max_batch=2) as client:
         captioner.gate.clear()
         first = [
@@ -485,14 +448,3 @@ async def test_who_would_wait_too_long_is_turned_away_at_the_door(
         assert answer.json()["code"] == "overloaded"
         assert int(answer.headers["retry-after"]) >= 1
     assert [each.status_code for each in others] == [200, 200]
-
-
-async def test_a_lane_that_ends_is_noticed_though_nobody_asks(monkeypatch):
-    monkeypatch.setattr("app.serving.service._LOOK_S", 0.01)
-    captioner = FakeCaptioner()
-    async with serving(captioner) as client:
-        assert (await client.get("/livez")).status_code == 200
-        captioner.whole = False
-        await asyncio.sleep(0.1)
-        answer = await client.get("/livez")
-    assert (answer.status_code, answer.json()["reason"]) == (503, "lane_died")

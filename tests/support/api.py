@@ -2,26 +2,31 @@
 
 import asyncio
 import base64
+from collections.abc import Iterable
+from typing import Any
+
+import httpx
+from starlette.types import ASGIApp, Message
 
 from app.web.schemas import Problem
 
 RAW = {"content-type": "image/jpeg"}
 
 
-def as_json(*images, **options):
+def as_json(*images: bytes, **options: Any) -> dict[str, Any]:
     return {"images": [{"data": base64.b64encode(image).decode()} for image in images], **options}
 
 
-def as_files(*images):
+def as_files(*images: bytes) -> list[tuple[str, tuple[str, bytes, str]]]:
     return [("image", (f"{n}.jpg", image, "image/jpeg")) for n, image in enumerate(images)]
 
 
-def captions(answer):
+def captions(answer: httpx.Response) -> list[str | None]:
     assert answer.status_code == 200, answer.text
     return [result.get("caption") for result in answer.json()["results"]]
 
 
-def problem(answer, status, code):
+def problem(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:
     """Check a problem down to its headers and give its body."""
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "application/problem+json"
@@ -33,17 +38,23 @@ def problem(answer, status, code):
     return body
 
 
-async def ask(app, *messages, headers=(), hold=None):
+async def ask(
+    app: ASGIApp,
+    *messages: Message,
+    headers: Iterable[tuple[bytes, bytes]] = (),
+    hold: asyncio.Event | None = None,
+) -> tuple[int | None, int]:
     """Send ASGI messages one by one, then wait for ``hold``; give the status and what was read."""
-    left, sent = list(messages), []
+    left = list(messages)
+    sent: list[Message] = []
 
-    async def receive():
+    async def receive() -> Message:
         if left:
             return left.pop(0)
         await (hold or asyncio.Event()).wait()
         return {"type": "http.disconnect"}
 
-    async def send(message):
+    async def send(message: Message) -> None:
         sent.append(message)
 
     scope = {
@@ -57,5 +68,5 @@ async def ask(app, *messages, headers=(), hold=None):
     return (sent[0]["status"] if sent else None), len(messages) - len(left)
 
 
-def piece(body, *, more):
+def piece(body: bytes, *, more: bool) -> Message:
     return {"type": "http.request", "body": body, "more_body": more}

@@ -3,173 +3,251 @@
 import asyncio
 import threading
 import time
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
-from types import SimpleNamespace
+from typing import Any
 
 import httpx
 import numpy as np
+import numpy.typing as npt
+from fastapi import FastAPI
 
-from app.captioner.beam import SearchOptions
+from app.captioner.architecture import Architecture
 from app.captioner.captions import Caption, Word
+from app.captioner.engines.engine import EngineResult, Stage
+from app.captioner.engines.numpy_search import Encoded, Following, search
 from app.captioner.errors import ImageError, ImageTooLarge, UndecodableImage, UnsupportedImage
-from app.captioner.image import Unread
-from app.captioner.pipeline import Captioner
+from app.captioner.image.decode import Decode, EncodedImage, Pixels, decode
+from app.captioner.manifest import ImageGeometry, Manifest
+from app.captioner.pipeline import BatchResult, Captioner
+from app.captioner.search import SearchOptions, StillWaiting, always_waiting
+from app.captioner.vocabulary import BOS, EOS, PAD, UNK, Vocabulary
 from app.main import create_app
+from app.serving import captioner as served
 from app.settings import Settings
-from support.tiny import tiny_unpublished
 
-IMAGE_ERRORS = {
+IMAGE_ERRORS: dict[bytes, ImageError] = {
     b"gif": UnsupportedImage("expected a JPEG, PNG or WebP image"),
     b"bomb": ImageTooLarge("more pixels than allowed"),
     b"broken": UndecodableImage("damaged"),
 }
+SHA256 = "ab" * 32  # of weights that do not exist
+WORDS = ("a", "dog", "runs", "on", "grass", "girl", "plays", "in", "water", "red")
 
 
-class Pixels(bytes):
-    """What a tensor is to the queue: so many bytes."""
+def tiny_manifest(**search_options: Any) -> Manifest:
+    """Describe a network that does not exist."""
+    architecture = Architecture(
+        encoder="mobilenet_v2",
+        decoder="attention",
+        features="grid",
+        embedding_width=16,
+        hidden_width=16,
+        words=len(Vocabulary(WORDS)),
+    )
+    return Manifest(
+        name="tiny",
+        version="1",
+        architecture=architecture,
+        image=ImageGeometry(size_px=64, fit="squeeze"),
+        search=SearchOptions(**search_options),
+        files={"weights.safetensors": SHA256},
+    )
 
-    @property
-    def nbytes(self):
-        return len(self)
+
+def pixels(data: bytes) -> Pixels:
+    """Give an image of which `FakeCaptioner` says what the bytes say."""
+    return np.frombuffer(data, np.uint8)
+
+
+class FakeEngine:
+    """Where the network would run."""
+
+    def __init__(self) -> None:
+        self.max_concurrent_batches = 1
+        self.batches_cost_alike = False
 
 
 class FakeCaptioner:
     """Says of each upload what its bytes say; ``gate`` holds the inference thread."""
 
-    def __init__(self):
-        self.manifest = SimpleNamespace(
-            name="tiny",
-            version="1",
-            search=SimpleNamespace(beam_width=3),
-            public=lambda: {"name": "tiny", "version": "1", "sha256": "abc"},
-        )
+    def __init__(self) -> None:
+        self.manifest = tiny_manifest(beam_width=3)
+        self.engine = FakeEngine()
         self.gate = threading.Event()
         self.gate.set()
         self.entered = threading.Event()
-        self.batches = []
-        self.lanes = 1
-        self.batches_cost_alike = False
-        self.warmed = []
-        self.alone = []  # what each batch was told
-        self.reads_batches = False  # as a captioner on a CPU does
-        self.golden_error = None
-        self.closed = False
-        self.whole = True
-        self.device_errors = []  # raised by the next batches, one each
+        self.batches: list[list[bytes]] = []
+        self.warmed: list[int] = []
+        self.decodes_in_batch = False  # as a captioner on a CPU does with most JPEGs
+        self.golden_error: Exception | None = None
+        self.device_errors: list[Exception] = []  # raised by the next batches, one each
 
-    def read(self, data, *, max_pixels):
+    def read(self, data: bytes, *, max_pixels: int, decode: Decode = decode) -> Pixels:  # noqa: ARG002
         if len(data) > max_pixels:
             raise IMAGE_ERRORS[b"bomb"]
         if data in IMAGE_ERRORS:
             raise IMAGE_ERRORS[data]
-        return Pixels(data)
+        return pixels(data)
 
-    def unread(self, data, *, max_pixels):
-        return Unread(data, max_pixels) if self.reads_batches else None
+    def encoded(self, data: bytes, *, max_pixels: int) -> EncodedImage | None:
+        return EncodedImage(data, max_pixels) if self.decodes_in_batch else None
 
     def caption(
         self,
-        images,
-        *,
-        on_stage=lambda *_: None,
-        on_refused=lambda *_: None,
-        wanted=lambda _: True,
-        alone=True,
-    ):
-        images = list(images)
-        for n, each in enumerate(images):
-            if isinstance(each, Unread):
-                images[n] = self._read_in_batch(n, each, on_refused)
-                on_stage("decode", time.monotonic(), time.monotonic())
-        self.alone.append(alone)
-        self.batches.append(list(images))
+        images: Sequence[Pixels | EncodedImage],
+        still_waiting: StillWaiting = always_waiting,
+    ) -> BatchResult:
+        read, refused = self._read_all(images)
+        self.batches.append(read)
         self.entered.set()
         self.gate.wait(10)
-        if b"poison" in images:
+        if b"poison" in read:
             raise RuntimeError("secret at 0x7f00deadbeef")
         for error in self.device_errors[:1]:
             del self.device_errors[0]
             raise error
-        for number, stage in enumerate(("encode", "search")):
-            on_stage(stage, time.monotonic() + number, time.monotonic() + number + 1)
-        return [
-            tuple(_caption(image.decode(errors="replace"), k) for k in range(3 if wanted(n) else 0))
-            for n, image in enumerate(images)
-        ]
+        captions = tuple(
+            _candidates(data) if still_waiting(n) and n not in refused else ()
+            for n, data in enumerate(read)
+        )
+        names = ("decode",) * self.decodes_in_batch + ("encode", "search")
+        now_s = time.monotonic()
+        stages = (Stage(name, now_s + n, now_s + n + 1) for n, name in enumerate(names))
+        return BatchResult(captions, refused, tuple(stages))
 
-    def _read_in_batch(self, n, upload, on_refused):
-        try:
-            return self.read(upload.data, max_pixels=upload.max_pixels)
-        except ImageError as error:
-            on_refused(n, error)
-            return Pixels()
+    def _read_all(
+        self, images: Sequence[Pixels | EncodedImage]
+    ) -> tuple[list[bytes], dict[int, ImageError]]:
+        read, refused = [b""] * len(images), {}
+        for n, image in enumerate(images):
+            try:
+                if isinstance(image, EncodedImage):
+                    image = self.read(image.data, max_pixels=image.max_pixels)  # noqa: PLW2901
+                read[n] = image.tobytes()
+            except ImageError as error:
+                refused[n] = error
+        return read, refused
 
-    def warm_up(self, batch_sizes):
+    def warm_up(self, batch_sizes: Iterable[int]) -> None:
         self.warmed = list(batch_sizes)
 
-    def check_golden(self):
+    def check_golden(self, *, decode: Decode = decode) -> None:  # noqa: ARG002
         if self.golden_error:
             raise self.golden_error
 
-    def close(self):
-        self.closed = True
+
+def _candidates(data: bytes) -> tuple[Caption, ...]:
+    text = data.decode(errors="replace")
+    return tuple(_caption(text, k) for k in range(3))
 
 
-def _caption(text, k):
+def _caption(text: str, k: int) -> Caption:
     attention = np.full((2, 2), 0.2, dtype=np.float32)
     words = tuple(Word(word, -0.5, attention, 0.2) for word in text.split()[:20])
     return Caption(text if k == 0 else f"{text} {k}", -1.0 - k, -0.5 - k, words)
 
 
-class SteppingCaptioner(Captioner):
-    """A tiny network that says eleven words: ``rows`` tells how many images each step had.
+class SteppingEngine:
+    """Searches for captions in a table of word scores that each image shifts.
 
-    Each batch announces its first step through ``entered`` and waits there for ``gate``.
+    ``images`` tells how many images each step had. Each batch announces its first step through
+    ``entered`` and waits there for ``gate``.
     """
 
-    def __init__(self):
-        loaded = tiny_unpublished()
-        search = SearchOptions(min_words=11, max_words=11)
-        manifest = loaded.manifest.model_copy(update={"search": search})
-        super().__init__(loaded._replace(manifest=manifest))
-        self.rows = []
+    max_concurrent_batches = 1
+    batches_cost_alike = False
+    words = len(Vocabulary(WORDS))
+
+    def __init__(self, options: SearchOptions) -> None:
+        self._options = options
+        self.images: list[int] = []
         self.entered, self.gate = threading.Semaphore(0), threading.Semaphore(0)
-        self._step, self.network.decoder.step = self.network.decoder.step, self.step
 
-    def caption(self, images, **options):
-        self.begins = True
-        return super().caption(images, **options)
+    def run(self, images: Sequence[Pixels], still_waiting: StillWaiting) -> EngineResult:
+        began_s = time.monotonic()
+        self._is_first_step = True
+        shift_B1 = np.array([[image.mean()] for image in images], np.float32)
+        state_B1H = np.zeros((len(images), 1, 1), np.float32)
+        beams = search(
+            self,
+            Encoded(state_B1H, state_B1H, [shift_B1]),
+            self._options,
+            bos=BOS,
+            eos=EOS,
+            banned=(PAD, UNK),
+            still_waiting=still_waiting,
+        )
+        stages = (Stage("encode", began_s, began_s), Stage("search", began_s, time.monotonic()))
+        return EngineResult(list(range(len(images))), beams, stages)
 
-    def step(self, words_BK, state):
-        self.rows.append(len(words_BK))
-        if self.begins:
-            self.begins = False
+    def __call__(
+        self,
+        words_LG: npt.NDArray[np.int64],
+        hidden_LGH: npt.NDArray[np.float32],
+        cell_LGH: npt.NDArray[np.float32],
+        image: Sequence[npt.NDArray[np.float32]],
+        barred: npt.NDArray[np.float32],
+    ) -> Following:
+        """Do one step of the search; see `numpy_search.Step`."""
+        self.images.append(len(words_LG))
+        if self._is_first_step:
+            self._is_first_step = False
             self.entered.release()
             self.gate.acquire(timeout=10)
-        return self._step(words_BK, state)
+        (shift_L1,) = image
+        scores_LGV = np.sin(np.arange(self.words) * (words_LG + shift_L1)[..., None]) + barred
+        log_probs_LGV = (scores_LGV - np.log(np.exp(scores_LGV).sum(-1, keepdims=True))).astype("f")
+        best_LGN = np.argsort(-log_probs_LGV, -1)[..., :3]
+        return Following(
+            np.take_along_axis(log_probs_LGV, best_LGN, -1),
+            best_LGN,
+            log_probs_LGV[..., [EOS]],
+            hidden_LGH,
+            cell_LGH,
+            np.full((*words_LG.shape, 5), 0.2, np.float32),
+        )
 
-    def warm_up(self, batch_sizes):
-        pass
-
-    def check_golden(self):
-        pass
+    def warm_up(self, images: Sequence[Pixels]) -> None:
+        """Nothing is slower at first."""
 
 
-def pass_time(seconds):
+class SteppingCaptioner(Captioner):
+    """The real captioner with a `SteppingEngine`, which says eleven words."""
+
+    engine: SteppingEngine
+
+    def __init__(self) -> None:
+        manifest = tiny_manifest(min_words=11, max_words=11)
+        super().__init__(SteppingEngine(manifest.search), Vocabulary(WORDS), manifest)
+
+    def check_golden(self, *, decode: Decode = decode) -> None:
+        """There is none."""
+
+
+def pass_time(seconds: float) -> None:
     """Let the clock of the running loop jump."""
     loop = asyncio.get_running_loop()
     now_s = loop.time
-    loop.time = lambda: now_s() + seconds
+    loop.time = lambda: now_s() + seconds  # type: ignore[method-assign] # a test's privilege
+
+
+class Client(httpx.AsyncClient):
+    """A client that knows the application it asks."""
+
+    app: FastAPI
 
 
 @asynccontextmanager
-async def serving(captioner=None, *, wait=True, **settings):
+async def serving(
+    captioner: served.Captioner | None = None, *, wait: bool = True, **settings: Any
+) -> AsyncIterator[Client]:
     """Give a client of an app that serves the captioner; ``client.app`` is the app."""
     app = create_app(Settings(**settings), captioner=captioner or FakeCaptioner())
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with (
         app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=transport, base_url="http://test") as client,
+        Client(transport=transport, base_url="http://test") as client,
     ):
         client.app = app
         if wait:
@@ -177,11 +255,11 @@ async def serving(captioner=None, *, wait=True, **settings):
         yield client
 
 
-def deadline_s():
+def deadline_s() -> float:
     return asyncio.get_running_loop().time() + 10
 
 
-async def until(condition):
+async def until(condition: Callable[[], object]) -> None:
     async with asyncio.timeout(10):
         while not condition():  # noqa: ASYNC110 - images are decoded in threads
             await asyncio.sleep(0.001)

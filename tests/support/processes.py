@@ -8,12 +8,12 @@ import pytest
 wants_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks into /proc")
 
 
-def is_running(pid):
+def is_running(pid: int) -> bool:
     """Say whether a process lives; one that has ended and that nobody asked about does not."""
     return _state_and_parent(pid)[0] not in ("", "Z")
 
 
-def ends(pid):
+def ends(pid: int) -> bool:
     """Say whether a process that was killed ends within a minute; it closes its files before."""
     ends_s = time.monotonic() + 60
     while is_running(pid) and time.monotonic() < ends_s:
@@ -21,25 +21,21 @@ def ends(pid):
     return not is_running(pid)
 
 
-def descendants(pid):
+def descendants(pid: int) -> set[int]:
     """Give the processes that a process started, and those that they started."""
     parents = {
-        int(entry.name): _state_and_parent(entry.name)[1]
+        int(entry.name): _state_and_parent(int(entry.name))[1]
         for entry in Path("/proc").iterdir()
         if entry.name.isdigit()
     }
-    found, newest = set(), {pid}
+    found: set[int] = set()
+    newest = {pid}
     while newest := {each for each, parent in parents.items() if parent in newest}:
         found |= newest
     return found
 
 
-def lanes(pid):
-    """Give the processes of a service's lanes: those that one it started has started."""
-    return {each for each in descendants(pid) if _state_and_parent(each)[1] != pid}
-
-
-def _state_and_parent(pid):
+def _state_and_parent(pid: int) -> tuple[str, int]:
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 
@@ -52,13 +53,14 @@ def fit(place: Path, run: str, *changes: str) -> int:
     return main([*arguments(place, run, *changes), "--random-encoder"])
 
 
-def log(place: Path, run: str) -> list[dict]:
+def log(place: Path, run: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (place / run / "log.jsonl").read_text().splitlines()]
 
 
 def weights(place: Path, run: str) -> dict[str, torch.Tensor]:
-    return torch.load(place / run / "state.pt", weights_only=True)["network"]
+    state = torch.load(place / run / "state.pt", weights_only=True)
+    return cast("dict[str, torch.Tensor]", state["network"])
 
 
-def same_weights(one, other):
+def same_weights(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)

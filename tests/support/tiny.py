@@ -1,19 +1,26 @@
-"""Tiny real things: a checkpoint that loads in milliseconds, photos, a data directory."""
+"""Tiny real things: a checkpoint that loads in milliseconds, a data directory.
 
-import io
-import struct
-import zlib
+The graphs of an architecture take two seconds to make, once in a process.
+"""
+
 from pathlib import Path
+from typing import Any, cast
 
-import numpy as np
 import torch
-from PIL import Image
+from torch import nn
 
-from app.captioner.beam import SearchOptions
+from app.captioner import graphs
+from app.captioner.architecture import Architecture
 from app.captioner.checkpoint import Checkpoint
-from app.captioner.manifest import ImageGeometry, Manifest
-from app.captioner.network import Architecture, Network
+from app.captioner.engines.engine import Precision
+from app.captioner.manifest import WEIGHTS, ImageGeometry, Manifest
+from app.captioner.model import torch_checkpoint
+from app.captioner.model.network import Network
+from app.captioner.model.torch_checkpoint import TorchCheckpoint
+from app.captioner.pipeline import Captioner
+from app.captioner.search import SearchOptions
 from app.captioner.vocabulary import Vocabulary
+from support.photos import photo, slow_png  # noqa: F401 - slow_png for who looks for it here
 from trainer.publishing.publish import publish
 
 WORDS = ("a", "dog", "runs", "on", "grass", "girl", "plays", "in", "water", "red", "blue", "ball")
@@ -22,19 +29,20 @@ SIZE_PX = 64
 
 
 def tiny_network(
-    decoder: str = "attention", *, encoder: str = "mobilenet_v2", **changes
+    decoder: str = "attention", *, encoder: str = "mobilenet_v2", **changes: Any
 ) -> Network:
     torch.manual_seed(0)
-    fields = {"features": "grid", "embedding_width": 16, "hidden_width": 16, **changes}
-    words = len(Vocabulary(WORDS))
-    network = Network(Architecture(encoder=encoder, decoder=decoder, words=words, **fields))
+    fields: dict[str, Any] = {"features": "grid", "embedding_width": 16, "hidden_width": 16}
+    fields |= {"encoder": encoder, "decoder": decoder, "words": len(Vocabulary(WORDS))}
+    network = Network(Architecture(**fields | changes))
     with torch.no_grad():  # random weights say nothing: make words differ and captions end
-        network.decoder.words.weight.mul_(8)
-        network.decoder.words.bias[2] += 1
+        words = cast("nn.Linear", network.decoder.words)
+        words.weight.mul_(8)
+        words.bias[2] += 1
     return network.eval()
 
 
-def tiny_unpublished(decoder: str = "attention", **changes) -> Checkpoint:
+def tiny_unpublished(decoder: str = "attention", **changes: Any) -> TorchCheckpoint:
     network = tiny_network(decoder, **changes)
     manifest = Manifest(
         name="tiny",
@@ -43,20 +51,27 @@ def tiny_unpublished(decoder: str = "attention", **changes) -> Checkpoint:
         image=ImageGeometry(size_px=SIZE_PX, fit="squeeze"),
         search=SearchOptions(beam_width=3, max_words=8),
     )
-    return Checkpoint(network, Vocabulary(WORDS), manifest)
+    return TorchCheckpoint(network, Vocabulary(WORDS), manifest)
+
+
+def as_loaded(unpublished: TorchCheckpoint) -> Checkpoint:
+    """Give what `checkpoint.load` would, had it been saved: weights in half precision, graphs."""
+    contents = torch_checkpoint.contents(unpublished.network)
+    texts = {name: contents[name] for name in graphs.NAMES if name in contents}
+    _, vocabulary, manifest, golden = unpublished
+    return Checkpoint(manifest, vocabulary, contents[WEIGHTS], texts, golden)
+
+
+def captioner_of(
+    unpublished: TorchCheckpoint, *, precision: Precision = "float32", workers: int = 1
+) -> Captioner:
+    """Put a network that was never published on the CPU."""
+    return Captioner.of(as_loaded(unpublished), precision=precision, workers=workers)
 
 
 def save_tiny_checkpoint(store: Path, decoder: str = "attention") -> Path:
     """Publish a tiny checkpoint as ``<store>/tiny/1`` and return that directory."""
     return publish(tiny_unpublished(decoder), store, "1", scores={}, notes="For tests.")
-
-
-def photo(seed: int = 0, *, width: int = 96, height: int = 72, kind: str = "PNG") -> bytes:
-    """Draw blocks of random colours, the same for the same seed."""
-    blocks = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(blocks).resize((width, height), Image.Resampling.NEAREST).save(file, kind)
-    return file.getvalue()
 
 
 def data_directory(directory: Path, *, train: int = 4, dev: int = 2) -> Path:
@@ -74,15 +89,3 @@ def data_directory(directory: Path, *, train: int = 4, dev: int = 2) -> Path:
         (directory / f"Flickr_8k.{split}Images.txt").write_text("\n".join(names) + "\n")
     (directory / "Flickr8k.token.txt").write_text("\n".join(tokens) + "\n")
     return directory
-
-
-def slow_png(width=6000, height=6000):
-    """A second of a core and more: 16 bits in four channels, each row told from the one above."""
-    squeezer, row = zlib.compressobj(1), b"\4" + bytes(8 * width)
-    data = b"".join([*(squeezer.compress(row) for _ in range(height)), squeezer.flush()])
-    header = struct.pack(">IIBBBBB", width, height, 16, 6, 0, 0, 0)
-    chunks = ((b"IHDR", header), (b"IDAT", data), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-        for name, data in chunks
-    )

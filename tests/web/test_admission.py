@@ -15,8 +15,8 @@ from app.web.inflight import Entry, Inflight
 from app.web.problems import Unauthorized
 from support.api import RAW, as_json, ask, captions, piece, problem
 from support.fake import FakeCaptioner, SteppingCaptioner, pass_time, serving, until
+from support.photos import photo
 from support.sockets import listening
-from support.tiny import photo
 
 KEYS = (SecretStr("old"), SecretStr("new"))
 
@@ -378,14 +378,14 @@ async def test_a_client_that_leaves_during_its_batch_ends_the_search():
     async with serving(captioner) as client:
         leave = asyncio.Event()
         gone = asyncio.create_task(ask(client.app, piece(photo(), more=False), hold=leave))
-        await asyncio.to_thread(captioner.entered.acquire, timeout=10)
+        await asyncio.to_thread(captioner.engine.entered.acquire, timeout=10)
         leave.set()
         assert (await gone)[0] is None
-        captioner.gate.release(2)
+        captioner.engine.gate.release(2)
         answer = await client.post("/v1/captions", content=photo(), headers=RAW)
         metrics = (await client.get("/metrics")).text
     assert answer.status_code == 200
-    assert captioner.rows == [1] + [1] * 12
+    assert captioner.engine.images == [1] + [1] * 12
     assert 'caption_cancelled_total{stage="batch"} 1.0' in metrics
 
 
@@ -566,12 +566,12 @@ async def test_a_key_does_not_wait_for_what_another_has_asked_before():
         captioner.gate.clear()
         asking = await ask_for(client, captioner, "old", *[b"1"] * 6)
         service._batcher._seconds_per_item = 1.0
-        impatient = {**RAW, "x-request-timeout": "8"}  # seven seconds are more than half of it
+        hurried = {**RAW, "x-request-timeout": "8"}  # seven seconds are more than half of it
         refused = await client.post(
-            "/v1/captions", content=b"2", headers={**impatient, "x-api-key": "old"}
+            "/v1/captions", content=b"2", headers={**hurried, "x-api-key": "old"}
         )
         other = asyncio.create_task(
-            client.post("/v1/captions", content=b"3", headers={**impatient, "x-api-key": "new"})
+            client.post("/v1/captions", content=b"3", headers={**hurried, "x-api-key": "new"})
         )
         await until(lambda: other.done() or service._held == 7)
         captioner.gate.set()
@@ -580,7 +580,7 @@ async def test_a_key_does_not_wait_for_what_another_has_asked_before():
     problem(refused, 503, "overloaded")
 
 
-# Patience
+# Timeouts of callers
 
 
 @pytest.mark.parametrize(("asked", "waits"), [("0.05", True), ("99", False)])
@@ -600,19 +600,19 @@ async def test_a_caller_may_wait_for_less_than_the_limit_but_not_for_more(asked,
 async def test_a_deadline_that_passes_during_the_search_ends_it():
     captioner = SteppingCaptioner()
     async with serving(captioner) as client:
-        patience = {**RAW, "x-request-timeout": "20"}
-        caller = asyncio.create_task(client.post("/v1/captions", content=photo(), headers=patience))
-        await asyncio.to_thread(captioner.entered.acquire, timeout=10)
+        timeout = {**RAW, "x-request-timeout": "20"}
+        caller = asyncio.create_task(client.post("/v1/captions", content=photo(), headers=timeout))
+        await asyncio.to_thread(captioner.engine.entered.acquire, timeout=10)
         pass_time(25)
         problem(await caller, 504, "deadline_exceeded")
-        captioner.gate.release(2)
+        captioner.engine.gate.release(2)
         answer = await client.post("/v1/captions", content=photo(), headers=RAW)
     assert answer.status_code == 200
-    assert captioner.rows == [1] + [1] * 12
+    assert captioner.engine.images == [1] + [1] * 12
 
 
 @pytest.mark.parametrize("asked", ["soon", "-1", "0", "nan", ""])
-async def test_a_patience_that_is_no_number_of_seconds_is_refused(asked):
+async def test_a_timeout_that_is_no_number_of_seconds_is_refused(asked):
     async with serving() as client:
         answer = await client.post(
             "/v1/captions", content=b"1", headers={**RAW, "x-request-timeout": asked}

@@ -15,7 +15,7 @@ from app.web.multipart import Part, TooManyParts
 from app.web.problems import MalformedBody
 from app.web.schemas import JsonRequest, Options
 from support.api import RAW, as_json, captions, problem
-from support.fake import FakeCaptioner, Pixels, serving
+from support.fake import FakeCaptioner, pixels, serving
 
 MANY_BYTES = 8 * 2**20
 HEAD = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
@@ -198,7 +198,7 @@ async def test_json_may_be_pretty_and_escape_slashes_and_have_images_of_any_leng
     images = [b"\xff" * 3000, b"\xfb\xef\xbe" * 2**18, b"a", b"ab", b"abc"]
     body = json.dumps({"n_best": 2, **as_json(*images), "words": True}, indent=8)
     captioner = FakeCaptioner()
-    captioner.read = lambda data, **_: Pixels(str(len(data)).encode())
+    captioner.read = lambda data, **_: pixels(str(len(data)).encode())
     async with serving(captioner) as client:
         answer = await client.post(
             "/v1/captions",
@@ -260,7 +260,7 @@ def test_parameters_are_read_as_browsers_and_libraries_write_them(disposition, p
 async def test_a_large_body_is_read_in_a_thread(form, body_bytes, threads):
     """The loop goes on while a thread reads: whoever probes is not kept waiting."""
     captioner = FakeCaptioner()
-    captioner.read = lambda *_, **__: Pixels(b"large")
+    captioner.read = lambda *_, **__: pixels(b"large")
     if form == "json":
         body = json.dumps({"images": [{"data": "A" * body_bytes}]}).encode()
         headers = {"content-type": "application/json"}

@@ -1,4 +1,4 @@
-"""The door: three forms in, captions or problems out."""
+"""The routes: three forms in, captions or problems out."""
 
 import asyncio
 import json
@@ -10,7 +10,7 @@ import pytest
 from app.web.problems import ALL_PROBLEM_TYPES
 from app.web.schemas import CaptionResponse, Problem
 from support.api import RAW, as_files, as_json, captions, problem
-from support.fake import FakeCaptioner, serving
+from support.fake import SHA256, FakeCaptioner, serving
 
 
 async def test_the_three_forms_give_the_same_answer():
@@ -311,7 +311,10 @@ async def test_probes_answer_while_the_network_is_busy():
 async def test_the_checkpoints_served_are_listed():
     async with serving() as client:
         answer = await client.get("/v1/models")
-    assert answer.json() == {"models": [{"name": "tiny", "version": "1", "sha256": "abc"}]}
+    (listed,) = answer.json()["models"]
+    assert (listed["name"], listed["version"], listed["sha256"]) == ("tiny", "1", SHA256)
+    assert listed["search"]["beam_width"] == 3
+    assert not {"recipe", "data", "files", "history"} & set(listed)
 
 
 async def test_openapi_describes_every_form_and_every_problem():

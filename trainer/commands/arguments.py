@@ -1,12 +1,22 @@
 """Arguments that several verbs declare, and what they mean."""
 
 import argparse
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
-from app.captioner.checkpoint import Checkpoint
+from app.captioner.image.decode import Pixels
+from app.captioner.manifest import ImageGeometry, Manifest
+from app.captioner.pipeline import Captioner
+from trainer.data.arrays import square
+from trainer.data.flickr8k import read_split
 from trainer.errors import TrainerError
+from trainer.evaluation.captioning import evaluate, training_captions
+from trainer.scoring.scores import Scores
+
+CALIBRATION_IMAGES = 300
 
 
 def available_device() -> str:
@@ -31,7 +41,7 @@ def add_search(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-repeat-ngram-size", type=int, help="in place of the checkpoint's own")
 
 
-def with_search(loaded: Checkpoint, args: argparse.Namespace) -> Checkpoint:
+def with_search(manifest: Manifest, args: argparse.Namespace) -> Manifest:
     """Put what `add_search` declared in place of the checkpoint's own search.
 
     Raises:
@@ -43,7 +53,42 @@ def with_search(loaded: Checkpoint, args: argparse.Namespace) -> Checkpoint:
         if (value := getattr(args, name)) is not None
     }
     try:
-        search = replace(loaded.manifest.search, **asked)
+        search = replace(manifest.search, **asked)
     except ValueError as error:
         raise TrainerError(str(error)) from None
-    return loaded._replace(manifest=loaded.manifest.model_copy(update={"search": search}))
+    return manifest.model_copy(update={"search": search})
+
+
+def add_calibration(parser: argparse.ArgumentParser) -> None:
+    """Declare where the images come from that the encoder in int8 is made by."""
+    parser.add_argument(
+        "--data",
+        type=Path,
+        help="directory in Flickr8k's layout: train images make int8, dev images are scored",
+    )
+
+
+def calibration_images(data: Path | None, image: ImageGeometry) -> list[Pixels]:
+    """Give some hundred training images as the network sees them; none without a directory.
+
+    Raises:
+        DataError: an image cannot be read; the message names it.
+    """
+    if data is None:
+        return []
+    examples = read_split(data, "train").examples
+    step = max(1, len(examples) // CALIBRATION_IMAGES)
+    return [square(each.path, image) for each in examples[::step][:CALIBRATION_IMAGES]]
+
+
+def dev_scorer(data: Path) -> Callable[[Captioner], Scores]:
+    """Give what captions the dev images of a directory, scores them and prints the table."""
+    dev = read_split(data, "dev")
+    training = training_captions(data, evaluated="dev")
+
+    def scores(captioner: Captioner) -> Scores:
+        found, _ = evaluate(captioner, dev, training=training)
+        print(f"{captioner.precision}\n{found.table()}")
+        return found
+
+    return scores

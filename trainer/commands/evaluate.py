@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from app.captioner.checkpoint import load as load_checkpoint
-from app.captioner.device import Precision
+from app.captioner.engines.engine import Precision
 from app.captioner.pipeline import Captioner
 from trainer.commands.arguments import add_rules, add_search, available_device, with_search
 from trainer.data.flickr8k import read_split
@@ -44,10 +44,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the score table."""
-    loaded = with_search(load_checkpoint(args.checkpoint), args)
+    loaded = load_checkpoint(args.checkpoint)
+    loaded = loaded.with_manifest(with_search(loaded.manifest, args))
     split = read_split(args.data, args.split, images=args.images)
     training = training_captions(args.data, evaluated=args.split)
-    captioner = Captioner(loaded, device=args.device, precision=args.precision)
+    captioner = Captioner.of(loaded, device=args.device, precision=args.precision)
     captions = caption_split(captioner, split)
     scores = score_split(caption_texts(captions), split, training=training)
     if args.captions:

@@ -16,10 +16,11 @@ import numpy.typing as npt
 import torch
 from tqdm import tqdm
 
-from app.captioner import image
 from app.captioner.errors import ImageError
+from app.captioner.image.decode import decode
+from app.captioner.image.fit import fit
 from app.captioner.manifest import ImageGeometry
-from app.captioner.network import Encoder
+from app.captioner.model.network import Encoder
 from trainer.data.flickr8k import Example, Split
 from trainer.data.pixels import MAX_PIXELS
 from trainer.data.shards import Member
@@ -135,18 +136,24 @@ def encoder_sha256(encoder: Encoder) -> str:
 
 
 def _fitted(path: Path | Member, geometry: ImageGeometry) -> npt.NDArray[np.uint8]:
+    return np.ascontiguousarray(square(path, geometry).transpose(2, 0, 1))
+
+
+def square(path: Path | Member, geometry: ImageGeometry) -> npt.NDArray[np.uint8]:
+    """Give an image as the network sees it: uint8 ``(S, S, 3)``.
+
+    Raises:
+        DataError: it cannot be read; the message names it.
+    """
     try:
-        image_CHW = image.decode(
-            path.read_bytes(), at_least_px=geometry.size_px, max_pixels=MAX_PIXELS
-        )
+        pixels_HWC = decode(path.read_bytes(), at_least_px=geometry.size_px, max_pixels=MAX_PIXELS)
     except ImageError as error:
         raise DataError(
             f"{path} cannot be used: {error} Replace it or take it off its list"
         ) from None
-    array: npt.NDArray[np.uint8] = image.fit(
-        image_CHW, size_px=geometry.size_px, how=geometry.fit
-    ).numpy()
-    return array
+    return fit(
+        pixels_HWC, size_px=geometry.size_px, how=geometry.fit, resampling=geometry.resampling
+    )
 
 
 def _cached(

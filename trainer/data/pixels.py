@@ -7,8 +7,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from app.captioner import image
 from app.captioner.errors import ImageError
+from app.captioner.image.decode import decode
 
 MAX_PIXELS = 100_000_000
 
@@ -50,7 +50,7 @@ def pixels_sha256(path: Path) -> str:
     Raises:
         ImageError: the file is no image that the service could read.
     """
-    pixels_CHW = image.decode(path.read_bytes(), at_least_px=_WHOLE_PX, max_pixels=MAX_PIXELS)
-    digest = hashlib.sha256(str(tuple(pixels_CHW.shape)).encode())
-    digest.update(pixels_CHW.numpy().tobytes())
+    pixels_HWC = decode(path.read_bytes(), at_least_px=_WHOLE_PX, max_pixels=MAX_PIXELS)
+    digest = hashlib.sha256(str(pixels_HWC.shape).encode())
+    digest.update(pixels_HWC.tobytes())
     return digest.hexdigest()

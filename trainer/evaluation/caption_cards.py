@@ -13,9 +13,9 @@ from html import escape
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from torch import Tensor
 
 from app.captioner.captions import Caption, Word
+from app.captioner.image.decode import Pixels
 
 _HOT = (255, 90, 0)
 _SHOWN_PX = 224
@@ -27,14 +27,14 @@ class Card:
 
     Attributes:
         image: its name.
-        square_3SS: uint8, what the network saw.
+        square_SS3: uint8, what the network saw.
         caption: what it said.
         references: what people said.
         cider: of this caption alone.
     """
 
     image: str
-    square_3SS: Tensor
+    square_SS3: Pixels
     caption: Caption
     references: Sequence[str]
     cider: float
@@ -42,7 +42,7 @@ class Card:
 
 def card_html(card: Card) -> str:
     """Show image, caption, references and, for each word, where the network looked."""
-    picture = data_uri(_picture(card.square_3SS), "JPEG")
+    picture = data_uri(_picture(card.square_SS3), "JPEG")
     key = "i" + base64.b16encode(card.image.encode()).decode()
     references = "".join(f"<li>{escape(text)}</li>" for text in card.references)
     words = "".join(_word_html(word, key) for word in card.caption.words)
@@ -73,8 +73,8 @@ def data_uri(picture: Image.Image, kind: str) -> str:
     return f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-def _picture(square_3SS: Tensor) -> Image.Image:
-    picture = Image.fromarray(square_3SS.permute(1, 2, 0).contiguous().numpy())
+def _picture(square_SS3: Pixels) -> Image.Image:
+    picture = Image.fromarray(square_SS3)
     return picture.resize((_SHOWN_PX, _SHOWN_PX)) if picture.width > _SHOWN_PX else picture
 
 

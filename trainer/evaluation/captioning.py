@@ -3,11 +3,11 @@
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from torch import Tensor
 from tqdm import tqdm
 
 from app.captioner.captions import Caption
 from app.captioner.errors import ImageError
+from app.captioner.image.decode import Pixels
 from app.captioner.pipeline import Captioner
 from trainer.data.flickr8k import TOKEN_FILE, Example, Split, list_path, split_names
 from trainer.data.pixels import MAX_PIXELS
@@ -69,12 +69,12 @@ def _captions(captioner: Captioner, split: Split) -> Iterator[tuple[str, Caption
     starts = range(0, len(examples), BATCH_IMAGES)
     for start in tqdm(starts, f"captions {split.name}", unit="batch"):
         batch = examples[start : start + BATCH_IMAGES]
-        found = captioner.caption([_read(captioner, example) for example in batch])
+        found = captioner.caption([_read(captioner, example) for example in batch]).captions
         for example, candidates in zip(batch, found, strict=True):
             yield example.image, candidates[0]
 
 
-def _read(captioner: Captioner, example: Example) -> Tensor:
+def _read(captioner: Captioner, example: Example) -> Pixels:
     try:
         return captioner.read(example.path.read_bytes(), max_pixels=MAX_PIXELS)
     except ImageError as error:

@@ -149,6 +149,6 @@ def _chosen(ordered: list[Example]) -> dict[str, list[Example]]:
 
 
 def _card(evaluation: Evaluation, example: Example, cider: float) -> Card:
-    square_3SS = evaluation.captioner.read(example.path.read_bytes(), max_pixels=MAX_PIXELS)
+    square_SS3 = evaluation.captioner.read(example.path.read_bytes(), max_pixels=MAX_PIXELS)
     caption = evaluation.captions[example.image]
-    return Card(example.image, square_3SS, caption, example.captions, cider)
+    return Card(example.image, square_SS3, caption, example.captions, cider)

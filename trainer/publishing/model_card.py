@@ -6,10 +6,10 @@ Reference: Mitchell et al. 2019, "Model cards for model reporting".
 import json
 from typing import Any
 
-from app.captioner.checkpoint import Checkpoint
+from app.captioner.model.torch_checkpoint import TorchCheckpoint
 
 
-def card(published: Checkpoint, notes: str) -> str:
+def card(published: TorchCheckpoint, notes: str) -> str:
     """Write the model card: what a stranger must know before using the captions."""
     manifest = published.manifest
     parts = [
@@ -26,7 +26,7 @@ def card(published: Checkpoint, notes: str) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _network_text(published: Checkpoint) -> str:
+def _network_text(published: TorchCheckpoint) -> str:
     architecture, image = published.manifest.architecture, published.manifest.image
     search = published.manifest.search
     parameters = sum(tensor.numel() for tensor in published.network.parameters()) / 1e6

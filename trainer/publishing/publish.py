@@ -1,31 +1,51 @@
-"""A run's best checkpoint -> an immutable directory of the model store."""
+"""A trained network -> an immutable directory of the model store."""
 
 import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+import numpy as np
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from app.captioner import checkpoint
+from app.captioner import checkpoint, graphs
 from app.captioner.checkpoint import Checkpoint
-from app.captioner.manifest import Golden, Manifest
+from app.captioner.engines.cpu import CpuEngine
+from app.captioner.engines.torch_engine import TorchEngine
+from app.captioner.image.decode import Pixels
+from app.captioner.manifest import Golden, Manifest, Said
+from app.captioner.model import torch_checkpoint
+from app.captioner.model.torch_checkpoint import TorchCheckpoint
 from app.captioner.pipeline import GOLDEN_MAX_PIXELS, Captioner
+from app.captioner.search import always_waiting
 from trainer.errors import TrainerError
 from trainer.publishing.golden_image import draw_golden_image
 from trainer.publishing.model_card import card
+from trainer.scoring.scores import Scores
+
+GRAPH_TOLERANCE: Final = 0.01
+"""In nats, of a whole caption: between the graphs and torch, both in float32."""
+INT8_MOST_CIDER_LOST: Final = 0.005
+INT8_SCORES: Final = "dev_int8"
+_CHECKED_IMAGES = 8
 
 
 def publish(
-    source: Checkpoint,
+    source: TorchCheckpoint,
     store: Path,
     version: str,
     *,
     scores: dict[str, Any],
     notes: str,
     name: str | None = None,
+    calibration: Sequence[Pixels] = (),
+    model_card: str | None = None,
+    score_dev: Callable[[Captioner], Scores] | None = None,
 ) -> Path:
     """Write ``<store>/<name>/<version>`` with golden caption and card, then load and check it.
+
+    Before anything is written, the graphs say of images what the network in torch says.
 
     Args:
         source: what was trained.
@@ -34,24 +54,38 @@ def publish(
         scores: for the manifest and the card, as `Scores.as_dict` gives them, by split.
         notes: Markdown for the card: origin, limits and licences of data and initial weights.
         name: in place of the recipe's.
+        calibration: some hundred training images as the network sees them, uint8 ``(S, S, 3)``;
+            without them there is no encoder in int8.
+        model_card: in place of the one that is written from the manifest and ``notes``.
+        score_dev: scores captions of the dev images, in float32 and, if it is there, in int8; an
+            encoder in int8 that costs more than `INT8_MOST_CIDER_LOST` is left out.
 
     Raises:
         CheckpointError: the version exists already.
-        TrainerError: name or version cannot be a directory of the store.
+        TrainerError: name or version cannot be a directory of the store, or a graph says something
+            else than the network.
     """
-    kept = {**source.manifest.scores, **scores}
-    manifest = _changed(
-        source.manifest, version=version, scores=kept, name=name or source.manifest.name
-    )
-    published = source._replace(manifest=manifest)
+    manifest = _changed(source.manifest, version=version, name=name or source.manifest.name)
+    directory = store / manifest.name / version
+    if directory.exists():  # before the work, which takes a minute
+        checkpoint.refuse_existing(directory)
+    files = torch_checkpoint.contents(source.network, calibration)
+    written = _as_written(source._replace(manifest=manifest), files)
     drawn = draw_golden_image()
+    _check_graphs(written, [_square(written, drawn), *calibration[:_CHECKED_IMAGES]])
+    dev_scores = _dev_scores(written, score_dev) if score_dev else {}
+    if graphs.ENCODE_INT8 in files and score_dev and INT8_SCORES not in dev_scores:
+        del files[graphs.ENCODE_INT8]
+        written = _as_written(source._replace(manifest=manifest), files)
+    kept = {**source.manifest.scores, **dev_scores, **scores}
+    manifest = _changed(manifest, scores=kept)
+    published = source._replace(manifest=manifest)
     extra = {
         checkpoint.GOLDEN_IMAGE: drawn,
-        checkpoint.GOLDEN_CAPTION: _golden(published, drawn).model_dump_json(indent=2).encode(),
-        checkpoint.CARD: card(published, notes).encode(),
+        checkpoint.GOLDEN_CAPTION: _golden(written, drawn).model_dump_json(indent=2).encode(),
+        checkpoint.CARD: (model_card or card(published, notes)).encode(),
     }
-    directory = store / manifest.name / version
-    checkpoint.save(directory, published, extra_files=extra)
+    checkpoint.write(directory, manifest, source.vocabulary, {**files, **extra})
     Captioner.load(directory).check_golden()
     return directory
 
@@ -73,11 +107,64 @@ def _rule(wrong: ErrorDetails) -> str:
     return wrong["msg"]
 
 
-def _golden(published: Checkpoint, drawn: bytes) -> Golden:
-    """Ask the network as it will be loaded, in float16, what it sees."""
+def _as_written(published: TorchCheckpoint, files: Mapping[str, bytes]) -> Checkpoint:
+    """Load what will be written, weights in half precision among it."""
     with tempfile.TemporaryDirectory() as folder:
-        rounded = Path(folder) / "rounded"
-        checkpoint.save(rounded, published)
-        captioner = Captioner.load(rounded)
-    best = captioner.caption([captioner.read(drawn, max_pixels=GOLDEN_MAX_PIXELS)])[0][0]
-    return Golden(caption=best.text, log_prob=best.log_prob)
+        directory = Path(folder, "written")
+        checkpoint.write(directory, published.manifest, published.vocabulary, files)
+        return checkpoint.load(directory)
+
+
+def _square(written: Checkpoint, photo: bytes) -> Pixels:
+    return _captioner(written).read(photo, max_pixels=GOLDEN_MAX_PIXELS)
+
+
+def _captioner(written: Checkpoint) -> Captioner:
+    return Captioner.of(written, precision="float32")
+
+
+def _check_graphs(written: Checkpoint, squares: Sequence[Pixels]) -> None:
+    """See that the graphs give every image the log-probability that torch gives it."""
+    network = torch_checkpoint.of(written).network
+    engines = (
+        TorchEngine(network, written.manifest.search),
+        CpuEngine(written, precision="float32", workers=1),
+    )
+    expected, found = (engine.run(squares, always_waiting).beams for engine in engines)
+    if expected is None or found is None:
+        raise TrainerError("a graph says nothing where the network speaks")
+    furthest = float(np.abs(expected.log_probs_BK[:, 0] - found.log_probs_BK[:, 0]).max())
+    if not furthest <= GRAPH_TOLERANCE:
+        raise TrainerError(
+            f"a graph is {furthest:.3f} nats from the network in torch, expected at most "
+            f"{GRAPH_TOLERANCE}: nothing was published"
+        )
+
+
+def _dev_scores(
+    written: Checkpoint, score_dev: Callable[[Captioner], Scores]
+) -> dict[str, dict[str, Any]]:
+    single = score_dev(_captioner(written))
+    scores = {"dev": single.as_dict()}
+    if graphs.ENCODE_INT8 in written.graphs:
+        int8 = score_dev(Captioner.of(written, precision="int8"))
+        if int8.cider.value >= single.cider.value - INT8_MOST_CIDER_LOST:
+            scores[INT8_SCORES] = int8.as_dict()
+        else:
+            print(f"int8 is left out: it costs more than {INT8_MOST_CIDER_LOST} CIDEr")
+    return scores
+
+
+def _golden(written: Checkpoint, drawn: bytes) -> Golden:
+    """Ask the network as it will be loaded what it sees."""
+    said = _said(_captioner(written), drawn)
+    int8 = None
+    if graphs.ENCODE_INT8 in written.graphs:
+        int8 = _said(Captioner.of(written, precision="int8"), drawn)
+    return Golden(caption=said.caption, log_prob=said.log_prob, int8=int8)
+
+
+def _said(captioner: Captioner, drawn: bytes) -> Said:
+    image = captioner.read(drawn, max_pixels=GOLDEN_MAX_PIXELS)
+    best = captioner.caption([image]).captions[0][0]
+    return Said(caption=best.text, log_prob=best.log_prob)

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from app.captioner import checkpoint
-from app.captioner.checkpoint import Checkpoint
 from app.captioner.manifest import WEIGHTS
+from app.captioner.model import torch_checkpoint
+from app.captioner.model.torch_checkpoint import TorchCheckpoint
 from trainer.errors import TrainerError
 from trainer.training.averaging import mean
 from trainer.training.run_directory import BEST
@@ -35,7 +35,7 @@ def average(directories: Sequence[Path], run: Path, *, shares: Sequence[float] =
     Reference: Wortsman et al. 2022, "Model soups", section 2, with shares.
     """
     parts = _shares(directories, shares)
-    loaded = [checkpoint.load(directory) for directory in directories]
+    loaded = [torch_checkpoint.load(directory) for directory in directories]
     for directory, each in zip(directories[1:], loaded[1:], strict=True):
         _refuse_another(directory, each, than=loaded[0])
     first = loaded[0]
@@ -47,7 +47,7 @@ def average(directories: Sequence[Path], run: Path, *, shares: Sequence[float] =
         "of": [_describe(each, part) for each, part in zip(loaded, parts, strict=True)],
     }
     manifest = first.manifest.model_copy(update={"history": [row], "scores": {}})
-    checkpoint.save(run / BEST, first._replace(manifest=manifest))
+    torch_checkpoint.save(run / BEST, first._replace(manifest=manifest))
     return run / BEST
 
 
@@ -62,7 +62,7 @@ def _shares(directories: Sequence[Path], shares: Sequence[float]) -> list[float]
     return [share / sum(given) for share in given]
 
 
-def _refuse_another(directory: Path, one: Checkpoint, *, than: Checkpoint) -> None:
+def _refuse_another(directory: Path, one: TorchCheckpoint, *, than: TorchCheckpoint) -> None:
     pairs = {
         "architecture": (one.network.architecture, than.network.architecture),
         "vocabulary": (one.vocabulary, than.vocabulary),
@@ -76,7 +76,7 @@ def _refuse_another(directory: Path, one: Checkpoint, *, than: Checkpoint) -> No
             )
 
 
-def _describe(part: Checkpoint, share: float) -> dict[str, Any]:
+def _describe(part: TorchCheckpoint, share: float) -> dict[str, Any]:
     manifest = part.manifest
     about = {"name": manifest.name, "version": manifest.version}
     return {**about, "sha256": manifest.files[WEIGHTS], "share": round(share, 4)}

@@ -7,10 +7,12 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from app.captioner.checkpoint import Checkpoint
+from app.captioner.captions import to_captions
+from app.captioner.engines.torch_engine import TorchEngine
 from app.captioner.manifest import Manifest
-from app.captioner.network import Network
-from app.captioner.pipeline import Captioner
+from app.captioner.model.network import Network
+from app.captioner.model.torch_checkpoint import TorchCheckpoint
+from app.captioner.search import always_waiting
 from trainer.scoring.scores import Scores, score
 from trainer.training.distributed import Ranks
 from trainer.training.features import FeatureSource
@@ -78,11 +80,13 @@ class TrainingContext:
         return self.ranks.once(self.run_directory.weights, row)
 
     def _dev_scores(self, features: FeatureSource) -> Scores:
-        captioner = Captioner(self._checkpoint_now([]), device=str(self.device))
+        engine = TorchEngine(self.network, self.recipe.search)
         captions = [
             candidates[0].text
             for features_BRD in features.dev()
-            for candidates in captioner.caption_features(features_BRD)
+            for candidates in to_captions(
+                engine.search(features_BRD, always_waiting), self.data.vocabulary
+            )
         ]
         examples = self.data.dev.examples
         candidates = {item.image: text for item, text in zip(examples, captions, strict=True)}
@@ -124,7 +128,7 @@ class TrainingContext:
             for row in epochs(progress, stage.averaged_epochs, by=stage.averaged_by)
         }
 
-    def _checkpoint_now(self, history: list[dict[str, Any]]) -> Checkpoint:
+    def _checkpoint_now(self, history: list[dict[str, Any]]) -> TorchCheckpoint:
         recipe = self.recipe
         manifest = Manifest(
             name=recipe.name,
@@ -138,7 +142,7 @@ class TrainingContext:
             versions=versions(),
             source_commit=source_commit(),
         )
-        return Checkpoint(self.network, self.data.vocabulary, manifest)
+        return TorchCheckpoint(self.network, self.data.vocabulary, manifest)
 
 
 def epochs(progress: Progress, count: int, *, by: str) -> list[int]:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from app.captioner.network import Encoder
+from app.captioner.model.network import Encoder
 from trainer.data.arrays import encode, encoded_features
 from trainer.training.augmentation import AugmentationParams, augment
 from trainer.training.training_data import TrainingData

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from app.captioner.network import Network
+from app.captioner.model.network import Network
 from trainer.data.flickr8k import check_counts, split_names
 from trainer.errors import TrainerError
 from trainer.training.context import TrainingContext

@@ -7,9 +7,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision import models
 
-from app.captioner import checkpoint
+from app.captioner.architecture import Architecture
 from app.captioner.manifest import ImageGeometry
-from app.captioner.network import Architecture, Encoder, Network
+from app.captioner.model import torch_checkpoint
+from app.captioner.model.network import Encoder, Network
 from app.captioner.vocabulary import Vocabulary
 from trainer.errors import TrainerError
 
@@ -43,18 +44,21 @@ def initial_network(
 ) -> Network:
     """Load a checkpoint to train on.
 
-    Its dropout may differ from what is asked for. Where it has no ``whole_image`` and one is asked
-    for, that layer starts at random and small, so that captions are hardly touched.
+    Its dropout may differ from what is asked for. Where it has no ``global_feature`` and one is
+    asked for, that layer starts at random and small, so that captions are hardly touched.
 
     Raises:
         CheckpointError: the directory cannot be trusted.
         TrainerError: it holds another architecture, other words or another image geometry.
     """
-    loaded = checkpoint.load(directory)
+    loaded = torch_checkpoint.load(directory)
     has = loaded.network.architecture
-    grows = architecture.whole_image and not has.whole_image
+    grows = architecture.global_feature and not has.global_feature
     asked = architecture.model_copy(
-        update={"dropout": has.dropout, "whole_image": has.whole_image and architecture.whole_image}
+        update={
+            "dropout": has.dropout,
+            "global_feature": has.global_feature and architecture.global_feature,
+        }
     )
     pairs = {
         "vocabulary": (loaded.vocabulary, vocabulary),
@@ -70,7 +74,7 @@ def initial_network(
     network = Network(architecture)
     weights = loaded.network.state_dict()
     if grows:
-        weights = {**_small(network, "decoder.whole."), **weights}
+        weights = {**_small(network, "decoder.global_feature."), **weights}
     network.load_state_dict(weights)
     return network
 
@@ -98,7 +102,7 @@ def _downloaded(name: str) -> nn.Module:
 
 
 def _from_checkpoint(name: str, directory: Path) -> nn.Module:
-    trained = checkpoint.load(directory).network
+    trained = torch_checkpoint.load(directory).network
     if trained.architecture.encoder != name:
         raise TrainerError(
             f"{directory} holds the encoder {trained.architecture.encoder}, this recipe asks for "

@@ -8,7 +8,7 @@ from typing import Protocol
 import torch.nn.functional as F
 from torch import Tensor
 
-from app.captioner.network import Decoder
+from app.captioner.model.network import Decoder
 from app.captioner.vocabulary import PAD
 from trainer.training.batches import targets
 from trainer.training.recipe import Recipe, Stage

@@ -4,11 +4,11 @@ import tomllib
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from app.captioner.beam import SearchOptions
+from app.captioner.architecture import Architecture
 from app.captioner.manifest import BoundedSearch, ImageGeometry, Name
-from app.captioner.network import Architecture
+from app.captioner.search import SearchOptions
 from trainer.errors import RecipeError
 
 
@@ -139,7 +139,10 @@ class Network(_Part):
     decoder: Literal["merge", "inject", "attention"] = "attention"
     embedding_width: int = 512
     hidden_width: int = 512
-    whole_image: bool = False
+    global_feature: bool = Field(
+        default=False,
+        validation_alias=AliasChoices("global_feature", "whole_image"),  # its name until 0.2.0
+    )
     dropout: float = 0.5
 
     def architecture(self, words: int) -> Architecture:

@@ -26,9 +26,10 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from app.captioner import checkpoint
-from app.captioner.checkpoint import Checkpoint
 from app.captioner.errors import CheckpointError
-from app.captioner.network import Network
+from app.captioner.model import torch_checkpoint
+from app.captioner.model.network import Network
+from app.captioner.model.torch_checkpoint import TorchCheckpoint
 from trainer.errors import TrainerError
 from trainer.training.recipe import Recipe
 
@@ -112,10 +113,10 @@ class RunDirectory:
         )
         return progress
 
-    def propose_best(self, unpublished: Checkpoint) -> None:
+    def propose_best(self, unpublished: TorchCheckpoint) -> None:
         """Lay a checkpoint beside the best one; `save` puts it in its place."""
         shutil.rmtree(self._next, ignore_errors=True)
-        checkpoint.save(self._next, unpublished)
+        torch_checkpoint.save(self._next, unpublished)
 
     def save(self, network: Network, progress: Progress) -> None:
         """Write down an epoch: curves, state, and then what follows from the state."""
@@ -132,7 +133,7 @@ class RunDirectory:
 
     def best_weights(self) -> dict[str, Tensor]:
         """Give the state dict of the best checkpoint, in float32."""
-        return checkpoint.load(self.path / BEST).network.state_dict()
+        return torch_checkpoint.load(self.path / BEST).network.state_dict()
 
     def save_weights(self, row: int, network: Network) -> None:
         """Keep the weights of an epoch, for an average."""

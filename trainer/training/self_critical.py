@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from app.captioner.network import Decoder
+from app.captioner.model.network import Decoder
 from app.captioner.vocabulary import BOS, EOS, PAD, UNK
 from trainer.training.reward import CiderD
 

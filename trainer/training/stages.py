@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from app.captioner.network import Network
+from app.captioner.model.network import Network
 from app.captioner.vocabulary import PAD
 from trainer.errors import TrainerError
 from trainer.training.averaging import MovingAverage, mean

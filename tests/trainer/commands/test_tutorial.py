@@ -32,7 +32,7 @@ def fifty_photos(place: Path) -> None:
     (place / "captions.csv").write_text("\n".join(lines) + "\n")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 async def test_the_tutorial_leads_to_a_served_caption(tmp_path, monkeypatch):
     fifty_photos(tmp_path)
     (tmp_path / "trainer").symlink_to(ROOT / "trainer")

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from app.captioner import checkpoint
 from app.captioner.captions import Caption, Word
+from app.captioner.model import torch_checkpoint
 from support.tiny import data_directory, tiny_unpublished
 from trainer.__main__ import main
 from trainer.evaluation.calibration import calibrate
@@ -44,7 +44,7 @@ def report(place, decoder: str = "attention", dev: int = 13, history=HISTORY, **
     data_directory(place / "data", train=2, dev=dev)
     unpublished = tiny_unpublished(decoder, **changes)
     manifest = unpublished.manifest.model_copy(update={"history": history})
-    checkpoint.save(place / "best", unpublished._replace(manifest=manifest))
+    torch_checkpoint.save(place / "best", unpublished._replace(manifest=manifest))
     written = ["--report", str(place / "report"), "--captions", str(place / "captions.jsonl")]
     arguments = ["evaluate", str(place / "best"), "--data", str(place / "data"), *written]
     assert main([*arguments, "--json", str(place / "scores.json"), "--device", "cpu"]) == 0
@@ -116,7 +116,7 @@ def test_names_and_captions_cannot_write_html(tmp_path):
     data = data_directory(tmp_path / "data", train=2, dev=3)
     token = data / "Flickr8k.token.txt"
     token.write_text(token.read_text().replace("A dog", "<script>alert(1)</script> A dog"))
-    checkpoint.save(tmp_path / "best", tiny_unpublished())
+    torch_checkpoint.save(tmp_path / "best", tiny_unpublished())
     arguments = ["evaluate", str(tmp_path / "best"), "--data", str(data), "--device", "cpu"]
     assert main([*arguments, "--report", str(tmp_path / "report")]) == 0
     text = (tmp_path / "report" / "index.html").read_text()

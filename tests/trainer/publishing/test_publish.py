@@ -1,25 +1,33 @@
+import dataclasses
 import json
 
 import pytest
-import torch
 
-from app.captioner import checkpoint, fused
+from app.captioner import checkpoint
+from app.captioner.engines import cpu
+from app.captioner.errors import CheckpointError
+from app.captioner.graphs import ENCODE_INT8, STEP
+from app.captioner.manifest import Said
+from app.captioner.model import export, torch_checkpoint
 from app.captioner.pipeline import Captioner
-from support.tiny import data_directory, tiny_unpublished
+from support.tiny import captioner_of, data_directory, photo, tiny_unpublished
 from trainer.__main__ import main
 from trainer.publishing.publish import draw_golden_image
+from trainer.publishing.publish import publish as publish_
+from trainer.scoring.metrics import Estimate
+from trainer.scoring.scores import score
 
 
 @pytest.fixture
 def place(tmp_path):
     data_directory(tmp_path / "data")
-    checkpoint.save(tmp_path / "run" / "best", tiny_unpublished())
+    torch_checkpoint.save(tmp_path / "run" / "best", tiny_unpublished())
     return tmp_path
 
 
 def publish(place, *more):
     store = ["--store", str(place / "store")]
-    return main(["publish", str(place / "run"), "--version", "7", *store, *more, "--device", "cpu"])
+    return main(["publish", str(place / "run"), "--version", "7", *store, *more])
 
 
 def test_a_run_becomes_a_directory_of_the_model_store(place, capsys):
@@ -94,7 +102,7 @@ def test_evaluate_scores_a_split_and_writes_the_captions(place, capsys):
 def test_evaluate_scores_what_a_service_in_bfloat16_says(place, capsys):
     publish(place)
     arguments = ["evaluate", str(place / "store/tiny/7"), "--data", str(place / "data")]
-    computes = fused.available() and fused.computes(torch.bfloat16)
+    computes = cpu.computes_bfloat16()
     asked = [*arguments, "--device", "cpu", "--precision", "bfloat16"]
     assert main(asked) == (0 if computes else 1)
     printed = capsys.readouterr()
@@ -134,3 +142,85 @@ def test_prepare_describes_what_it_found(place, capsys):
 
 def test_the_golden_image_is_always_the_same():
     assert draw_golden_image() == draw_golden_image()
+
+
+# --- what is checked before anything is written --------------------------------------------------
+
+
+def test_a_graph_that_says_something_else_than_torch_is_not_published(place, monkeypatch, capsys):
+    right = export.templates(tiny_unpublished().network.architecture)
+    text = right[STEP].text.replace('type="Tanh"', 'type="Sigmoid"', 1)
+    assert text != right[STEP].text
+    wrong = {**right, STEP: right[STEP]._replace(text=text)}
+    monkeypatch.setattr(export, "templates", lambda _: wrong)
+    assert publish(place) == 1
+    assert "nats from the network in torch, expected at most 0.01" in capsys.readouterr().err
+    assert not (place / "store").exists()
+
+
+@pytest.fixture(scope="module")
+def squares():
+    captioner = captioner_of(tiny_unpublished())
+    return [captioner.read(photo(seed), max_pixels=10_000) for seed in range(8)]
+
+
+def scorer(**ciders):
+    """Score a captioner by its precision alone."""
+    captions = {"a": "a red dog", "b": "a cat"}
+    scores = score(captions, {image: (text,) for image, text in captions.items()})
+
+    def score_dev(captioner):
+        value = ciders[captioner.precision]
+        return dataclasses.replace(scores, cider=Estimate(value, value, value))
+
+    return score_dev
+
+
+def published(store, squares, **ciders):
+    about = {"scores": {}, "notes": "", "calibration": squares}
+    return publish_(tiny_unpublished(), store, "1", **about, score_dev=scorer(**ciders))
+
+
+@pytest.fixture(scope="module")
+def with_int8(tmp_path_factory, squares):
+    store = tmp_path_factory.mktemp("store")
+    return checkpoint.load(published(store, squares, float32=0.6, int8=0.596))
+
+
+def test_int8_is_published_and_taken_where_nothing_is_faster(with_int8, monkeypatch):
+    loaded = with_int8
+    assert loaded.manifest.scores["dev"]["cider"]["value"] == 0.6
+    assert loaded.manifest.scores["dev_int8"]["cider"]["value"] == 0.596
+    monkeypatch.setattr(cpu, "computes_bfloat16", lambda: False)
+    captioner = Captioner.of(loaded)
+    assert captioner.precision == "int8"
+    captioner.check_golden()
+    unlike = loaded.golden.said.model_copy(
+        update={"int8": Said(caption="a lie", log_prob=loaded.golden.said.int8.log_prob)}
+    )
+    other = loaded._replace(golden=loaded.golden._replace(said=unlike))
+    with pytest.raises(CheckpointError, match="golden caption is 'a lie'"):
+        Captioner.of(other).check_golden()
+    images = [photo(seed) for seed in range(11)]
+    read = [captioner.read(each, max_pixels=10_000) for each in images]
+    for image, together in zip(read, captioner.caption(read).captions, strict=True):
+        (alone,) = captioner.caption([image]).captions
+        assert [each.text for each in alone] == [each.text for each in together]
+        assert alone[0].log_prob == pytest.approx(together[0].log_prob, abs=1e-3)
+
+
+def test_weights_lie_in_a_checkpoint_once_with_int8_too(with_int8):
+    assert ENCODE_INT8 in with_int8.graphs
+    halves = sum(2 * each.numel() for each in tiny_unpublished().network.state_dict().values())
+    assert len(with_int8.weights) < 2 * halves  # and int8 has its own, of half the bytes
+
+
+def test_int8_that_costs_too_much_is_left_out(tmp_path, squares, capsys):
+    directory = published(tmp_path, squares, float32=0.6, int8=0.594)
+    assert "int8 is left out" in capsys.readouterr().out
+    loaded = checkpoint.load(directory)
+    assert ENCODE_INT8 not in loaded.graphs
+    assert "dev_int8" not in loaded.manifest.scores
+    assert loaded.golden.said.int8 is None
+    with pytest.raises(CheckpointError, match="it has no graphs/encode-int8"):
+        Captioner.of(loaded, precision="int8")

@@ -2,6 +2,8 @@ import pytest
 import torch
 
 from app.captioner import checkpoint
+from app.captioner.manifest import WEIGHTS
+from app.captioner.model import torch_checkpoint
 from support.tiny import tiny_unpublished
 from trainer.__main__ import main
 
@@ -15,7 +17,7 @@ def place(tmp_path):
         unpublished = tiny_unpublished()
         with torch.no_grad():
             unpublished.network.decoder.words.weight.zero_().add_(number)
-        checkpoint.save(tmp_path / name, unpublished)
+        torch_checkpoint.save(tmp_path / name, unpublished)
     return tmp_path
 
 
@@ -27,21 +29,21 @@ def average(place, *names, shares=()):
 def test_a_mean_is_a_run_that_can_be_published(place, capsys):
     assert average(place, "one", "two", "three") == 0
     assert str(place / "mean" / "best") in capsys.readouterr().out
-    loaded = checkpoint.load(place / "mean" / "best")
+    loaded = torch_checkpoint.load(place / "mean" / "best")
     assert torch.equal(
         loaded.network.state_dict()[MATRIX], torch.ones_like(loaded.network.state_dict()[MATRIX])
     )
     (row,) = loaded.manifest.history
     assert [part["share"] for part in row["of"]] == [0.3333] * 3
     hashes = [checkpoint.read_manifest(place / name).files for name in ("one", "two", "three")]
-    assert [part["sha256"] for part in row["of"]] == [each[checkpoint.WEIGHTS] for each in hashes]
-    store = ["--store", str(place / "store"), "--device", "cpu"]
+    assert [part["sha256"] for part in row["of"]] == [each[WEIGHTS] for each in hashes]
+    store = ["--store", str(place / "store")]
     assert main(["publish", str(place / "mean"), "--version", "1", *store]) == 0
 
 
 def test_shares_are_in_any_unit(place):
     assert average(place, "one", "two", shares=(1, 3)) == 0
-    mean = checkpoint.load(place / "mean" / "best").network.state_dict()[MATRIX]
+    mean = torch_checkpoint.load(place / "mean" / "best").network.state_dict()[MATRIX]
     assert mean.unique().tolist() == [0.75]
 
 
@@ -56,7 +58,7 @@ def test_shares_are_in_any_unit(place):
     ],
 )
 def test_what_has_no_mean_is_refused(place, capsys, names, shares, reason):
-    checkpoint.save(place / "other", tiny_unpublished(whole_image=True))
+    torch_checkpoint.save(place / "other", tiny_unpublished(global_feature=True))
     assert average(place, *names, shares=shares) == 1
     assert reason in capsys.readouterr().err
     assert not (place / "mean").exists()

@@ -71,7 +71,7 @@ def killed_after_an_epoch(place: Path, monkeypatch) -> None:
             fit(place, "two")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_a_run_of_one_rank_goes_on_with_two_and_learns_the_same(tmp_path, monkeypatch):
     uneven_data(tmp_path)

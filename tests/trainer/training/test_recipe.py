@@ -38,6 +38,15 @@ def test_changes_are_applied_on_top(path):
     assert changed.network.decoder == "merge"
 
 
+@pytest.mark.parametrize("name", ["global_feature", "whole_image"])
+def test_an_option_is_read_under_the_name_it_had_before_too(path, name):
+    changes = ['network.decoder="attention"', f"network.{name}=true"]
+    recipe = read_recipe(path, changes=changes)
+    assert recipe.network.global_feature
+    assert recipe.network.architecture(words=9).global_feature
+    assert type(recipe).model_validate(recipe.model_dump(mode="json")) == recipe
+
+
 def test_a_kind_brings_its_own_defaults(path):
     change = 'stages=[{kind="self_critical", epochs=1, label_smoothing=0.2}]'
     stage = read_recipe(path, changes=[change]).stages[0]

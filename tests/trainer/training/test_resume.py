@@ -97,7 +97,7 @@ def dies(place: Path, monkeypatch, moment: int) -> bool:
             return True
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_a_run_killed_at_any_change_of_the_disk_ends_like_one_left_alone(place, monkeypatch):
     assert fit(place, "whole", *AVERAGED) == 0

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from app.captioner import checkpoint
+from app.captioner.model import torch_checkpoint
 from support.runs import RECIPE, arguments, fit, log, same_weights, weights
 from trainer.__main__ import main
 from trainer.scoring.metrics import Estimate
@@ -32,7 +33,7 @@ def state(place: Path) -> dict:
 
 
 def best(place: Path, run: str = "run") -> dict[str, torch.Tensor]:
-    return checkpoint.load(place / run / "best").network.state_dict()
+    return torch_checkpoint.load(place / run / "best").network.state_dict()
 
 
 def halved(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -208,17 +209,18 @@ def test_a_run_starts_from_a_checkpoint(place):
     assert all(torch.allclose(first[name], then[name], atol=1e-6) for name in first)
 
 
-def test_a_checkpoint_can_grow_a_say_of_the_whole_image(place):
+def test_a_checkpoint_can_grow_a_global_feature(place):
     write_stages(place, CACHED.format(1))
     assert fit(place, "one") == 0
     start = ["--initial", str(place / "one" / "best")]
-    changes = "network.whole_image=true", "stages.0.learning_rate=1e-9"
+    changes = "network.global_feature=true", "stages.0.learning_rate=1e-9"
     assert main([*arguments(place, "two", *changes), *start]) == 0
     first, then = best(place, "one"), weights(place, "two")
-    assert then.keys() - first.keys() == {"decoder.whole.weight", "decoder.whole.bias"}
+    grown = "decoder.global_feature.weight"
+    assert then.keys() - first.keys() == {grown, grown.replace("weight", "bias")}
     assert all(torch.allclose(first[name], then[name], atol=1e-6) for name in first)
     usual = 1280**-0.5  # a layer of torch starts within this
-    assert 0 < then["decoder.whole.weight"].abs().max() <= usual / 10 + 1e-6
+    assert 0 < then[grown].abs().max() <= usual / 10 + 1e-6
     start = ["--initial", str(place / "two" / "best")]
     assert main([*arguments(place, "three"), *start]) == 1  # what has grown does not shrink
 

@@ -1,0 +1,87 @@
+"""What a network is, in numbers: enough to build one, and to bound its memory before that."""
+
+from typing import Annotated, Final, Literal, NamedTuple, Self
+
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
+
+from app.captioner.vocabulary import MOST_WORDS, SPECIALS
+
+MOST_WIDE = 8192
+"""Of embeddings and of the LSTM: several times what any captioner has."""
+_Mean = Annotated[float, Field(ge=-1000, le=1000)]
+_Std = Annotated[float, Field(ge=1e-4, le=1000)]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class EncoderShape(NamedTuple):
+    """What comes out of an encoder, and what it takes on the way.
+
+    Attributes:
+        grid_width: D of a region of the last convolution.
+        vector_width: D of the penultimate layer.
+        stride_px: from region to region.
+        floats_per_pixel: into and out of its largest layer, for each pixel of an image.
+    """
+
+    grid_width: int
+    vector_width: int
+    stride_px: int
+    floats_per_pixel: int
+
+
+ENCODER_SHAPES: Final = {
+    "vgg16": EncoderShape(512, 4096, 16, 128),
+    "resnet50": EncoderShape(2048, 2048, 32, 32),
+    "resnet101": EncoderShape(2048, 2048, 32, 32),
+    "mobilenet_v2": EncoderShape(1280, 1280, 32, 48),
+    "mobilenet_v3_large": EncoderShape(960, 1280, 32, 32),
+    "efficientnet_b0": EncoderShape(1280, 1280, 32, 48),
+    "convnext_tiny": EncoderShape(768, 768, 32, 48),
+}
+
+
+class Architecture(BaseModel):
+    """What the network is: enough to build it with random weights.
+
+    Attributes:
+        encoder: a name of `ENCODER_SHAPES`.
+        features: ``grid`` keeps the regions of the last convolution, ``vector`` is the
+            penultimate layer (VGG16's fc2).
+        decoder: ``merge``, ``inject`` or ``attention``.
+        words: V, the ids of the vocabulary.
+        embedding_width: E.
+        hidden_width: width of the LSTM.
+        global_feature: the mean of the features has its say on each word too, ``attention`` only
+            (``merge`` and ``inject`` see nothing else).
+        dropout: probability, on embeddings, features and LSTM output; never on recurrent state.
+        mean: per channel, of pixels in 0..1.
+        std: per channel, of pixels in 0..1.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    encoder: str
+    features: Literal["grid", "vector"]
+    decoder: Literal["merge", "inject", "attention"]
+    words: int = Field(gt=4, le=MOST_WORDS + len(SPECIALS))
+    embedding_width: int = Field(default=512, gt=0, le=MOST_WIDE)
+    hidden_width: int = Field(default=512, gt=0, le=MOST_WIDE)
+    global_feature: bool = Field(
+        default=False,
+        validation_alias=AliasChoices("global_feature", "whole_image"),  # its name until 0.2.0
+    )
+    dropout: float = Field(default=0.5, ge=0, lt=1)
+    mean: tuple[_Mean, _Mean, _Mean] = IMAGENET_MEAN
+    std: tuple[_Std, _Std, _Std] = IMAGENET_STD
+
+    @model_validator(mode="after")
+    def _known_and_compatible(self) -> Self:
+        if self.encoder not in ENCODER_SHAPES:
+            raise ValueError(f"encoder {self.encoder!r} is none of {', '.join(ENCODER_SHAPES)}")
+        if self.decoder == "attention" and self.features != "grid":
+            raise ValueError("decoder 'attention' looks at regions: set features to 'grid'")
+        if self.global_feature and self.decoder != "attention":
+            raise ValueError("global_feature is an option of decoder 'attention': leave it out")
+        return self

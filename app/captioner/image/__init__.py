@@ -1,0 +1,1 @@
+"""Uploaded bytes -> the square of pixels that the network sees. Knows Pillow and numpy alone."""

@@ -1,0 +1,477 @@
+"""Decode processes: uploads are decoded where it can be ended.
+
+Each job has a CPU budget, which the kernel keeps, and the patience of whoever waits for it. A
+process that used up its budget, died, or answers nothing is replaced, by a thread of its own, and
+costs the one image it had. Small jobs have a process that no costly one ever enters.
+"""
+
+import fcntl
+import mmap
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from app.captioner.errors import ImageError, NoDecoder, TooCostly, UndecodableImage
+from app.captioner.image.decode import Pixels
+from app.captioner.image.decode_program import ANSWER, ORDER, READY, SHARED_BYTES, fits
+
+Begin = Callable[[int, socket.socket], "subprocess.Popen[bytes]"]
+Wanted = Callable[[], bool]
+
+_LOOK_S = 0.1
+"""How often a job under way is looked after."""
+_ROUND_S = 1.0
+"""How often the idle processes are."""
+_START_PATIENCE_S = 20.0
+_MOST_ATTEMPTS = 3
+_MOST_DELAY_S = 10.0
+"""Between two attempts to start a process where the system gives none."""
+_MOST_WORDS = 1000
+_LARGE_BYTES = 2**20
+_NICENESS = 10
+_ROOT = Path(__file__).resolve().parents[3]
+_LEFT_OVER = ("LANG", "LC_ALL", "LD_LIBRARY_PATH", "PATH", "SYSTEMROOT")
+_CRASHES = frozenset(
+    {signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV, signal.SIGTRAP}
+)
+_STOPPED = frozenset("Tt")
+_REFUSALS = {kind.code: kind for kind in ImageError.__subclasses__()}
+
+
+class Watcher(Protocol):
+    """Who wants to know what becomes of the processes. Each call is quick and does not raise."""
+
+    def ended(self, reason: str) -> None:
+        """Take note of a process that ended, or was ended.
+
+        It was ``over_budget``, it ``died`` by itself, it was ``unresponsive``, or its costly job
+        was ``abandoned``.
+        """
+
+    def absent(self, error: Exception | None) -> None:
+        """Take note that no process can be started, and why; then, with None, that one was."""
+
+
+class _Ended(Exception):
+    """A process has ended, or had to be."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class _Crashed(_Ended):
+    """It was the decoder that ended it, so it would do so again."""
+
+
+class DecodeProcesses:
+    """Processes that decode, an upload each. Safe to call from several threads.
+
+    Args:
+        count: of the processes.
+        budget_s: CPU seconds for each upload.
+        max_bytes: of an upload.
+        max_pixels: that any call of `decode` will allow; the memory of a process follows from both.
+        watcher: told about processes that end.
+    """
+
+    def __init__(
+        self, count: int, *, budget_s: float, max_bytes: int, max_pixels: int, watcher: Watcher
+    ) -> None:
+        self.count = count
+        self._budget_s = budget_s
+        self._patience_s = 4 * budget_s + 5  # others want the cores as well, but not for so long
+        self._begin = partial(_begun, os.getpid(), max_bytes, max_pixels)
+        self._watcher = watcher
+        # The first is for what costs little. Others may be had by costly jobs, and wait for cores.
+        self._missing = [0, *[_NICENESS] * (count - 1)]
+        self._idle: list[_Process] = []
+        self._busy: set[_Process] = set()
+        self._closed = False
+        self._error: OSError | None = None
+        self._attempts = 0  # to start a process, since one was
+        self._changed = threading.Condition()
+        self._nurse = threading.Thread(target=self._tend, name="decoders", daemon=True)
+
+    def start(self) -> None:
+        """Begin to start the processes, in the background."""
+        self._nurse.start()
+
+    def wait(self) -> None:
+        """Wait for the first process.
+
+        Raises:
+            OSError: the system gives none.
+        """
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._idle or self._busy or self._is_hopeless or self._closed
+            )
+            if self._is_hopeless and self._error is not None:
+                raise self._error
+
+    def decode(
+        self,
+        data: bytes,
+        *,
+        at_least_px: int,
+        max_pixels: int,
+        costly: bool = False,
+        wanted: Wanted = lambda: True,
+    ) -> Pixels:
+        """Decode one upload in a process; see `decode.decode`.
+
+        Args:
+            data: as there.
+            at_least_px: as there.
+            max_pixels: as there.
+            costly: whether it would keep others waiting.
+            wanted: says whether somebody still waits for it.
+
+        Returns:
+            uint8 (H, W, 3), values 0..255, writable.
+
+        Raises:
+            ImageError: the upload is at fault: among others, it used up its budget.
+            NoDecoder: no process can be started, or two ended that were not at fault; or nobody
+                waits any more.
+        """
+        order = ORDER.pack(len(data), at_least_px, max_pixels, self._budget_s)
+        for _ in range(2):
+            try:
+                with self._one(costly=costly, wanted=wanted) as process:
+                    vigil = _Vigil(process, self._patience_s, wanted if costly else lambda: True)
+                    return process.decode(order, data, max_pixels, vigil)
+            except _Crashed:
+                raise UndecodableImage("the image is damaged or incomplete") from None
+            except _Ended as ended:
+                if ended.reason == "over_budget":
+                    raise TooCostly("decoding the image takes longer than it may") from None
+        raise NoDecoder("two processes ended under this image")
+
+    def close(self) -> None:
+        """End the processes, whatever they do."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        if self._nurse.ident is not None:
+            self._nurse.join(_ROUND_S)  # it may be waiting for a process that does not begin
+        for process in (*self._idle, *self._busy):
+            process.kill()
+        for process in self._idle:
+            process.end()
+
+    @contextmanager
+    def _one(self, *, costly: bool, wanted: Wanted) -> "Iterator[_Process]":
+        """Give a process that is free, or the first that will be."""
+        process = self._taken(costly=costly, wanted=wanted)
+        try:
+            yield process
+        except ImageError:
+            self._put_back(process)
+            raise
+        except BaseException as error:  # whatever it is, its next answer would be half of this one
+            self._replace(process, error.reason if isinstance(error, _Ended) else "unresponsive")
+            raise
+        self._put_back(process)
+
+    def _taken(self, *, costly: bool, wanted: Wanted) -> "_Process":
+        with self._changed:
+            while True:
+                if self._closed or not wanted():
+                    raise NoDecoder("nobody waits for it any more")
+                fit = [each for each in self._idle if self._suits(each, costly=costly)]
+                if fit:
+                    break
+                if self._is_hopeless and not self._busy:
+                    raise NoDecoder("no process can be started") from self._error
+                self._changed.wait(_LOOK_S)
+            process = min(fit, key=lambda each: each.niceness)
+            self._idle.remove(process)
+            self._busy.add(process)
+            return process
+
+    @property
+    def _is_hopeless(self) -> bool:
+        """Whether attempts to start a process fail; one may have been killed while it began."""
+        return self._attempts >= _MOST_ATTEMPTS
+
+    def _suits(self, process: "_Process", *, costly: bool) -> bool:
+        return self.count == 1 or not costly or process.niceness > 0
+
+    def _put_back(self, process: "_Process") -> None:
+        with self._changed:
+            self._busy.remove(process)
+            self._idle.append(process)
+            self._changed.notify_all()
+
+    def _replace(self, process: "_Process", reason: str) -> None:
+        process.end()
+        with self._changed:
+            self._busy.discard(process)
+            if process in self._idle:
+                self._idle.remove(process)
+            self._missing.append(process.niceness)
+            closed = self._closed
+            self._changed.notify_all()
+        if not closed:
+            self._watcher.ended(reason)
+
+    # The thread that tends the processes. They ask the kernel to end with their parent, and it
+    # takes the thread that started them for that, so it must be one that stays.
+
+    def _tend(self) -> None:
+        while not self._rest():
+            self._look_after_the_idle()
+            while self._missing and not self._closed:
+                try:
+                    self._add(_Process(self._begin, min(self._missing)))
+                except OSError as error:
+                    self._despair(error)
+                    break
+
+    def _rest(self) -> bool:
+        """Wait a while, or until there is something to do; say whether it is over."""
+        with self._changed:
+            if self._attempts:
+                delay_s = min(_LOOK_S * 2**self._attempts, _MOST_DELAY_S)
+                self._changed.wait_for(lambda: self._closed, delay_s)
+            else:
+                self._changed.wait_for(lambda: self._closed or self._missing, _ROUND_S)
+            return self._closed
+
+    def _add(self, process: "_Process") -> None:
+        with self._changed:
+            if self._closed:
+                process.end()
+                return
+            again, self._attempts = self._is_hopeless, 0
+            self._missing.remove(process.niceness)
+            self._idle.append(process)
+            self._changed.notify_all()
+        if again:
+            self._watcher.absent(None)
+
+    def _despair(self, error: OSError) -> None:
+        with self._changed:
+            self._error = error
+            self._attempts += 1
+            self._changed.notify_all()
+        if self._attempts == _MOST_ATTEMPTS:
+            self._watcher.absent(error)
+
+    def _look_after_the_idle(self) -> None:
+        with self._changed:
+            idle = list(self._idle)
+        for process in idle:
+            reason = process.trouble()
+            if reason is not None and self._take_out(process):
+                self._replace(process, reason)
+
+    def _take_out(self, process: "_Process") -> bool:
+        with self._changed:
+            if process not in self._idle:
+                return False
+            self._idle.remove(process)
+            return True
+
+
+class _Process:
+    """Our end of one process.
+
+    Raises:
+        OSError: the system gives no process or no socket, or the process does not begin.
+    """
+
+    def __init__(self, begin: Begin, niceness: int) -> None:
+        self.niceness = niceness
+        self._socket, theirs = socket.socketpair()
+        self._shared: mmap.mmap | None = None
+        try:
+            with theirs:
+                self._child = begin(niceness, theirs)
+            self._socket.settimeout(_LOOK_S)
+            self._share()
+            self._await_ready()
+        except BaseException:
+            self._let_go()
+            raise
+
+    def _share(self) -> None:
+        """Give the process memory that both sides see, where the system has such, of fixed size."""
+        descriptors: list[int] = []
+        with suppress(AttributeError, OSError):
+            descriptors.append(os.memfd_create("decoder", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING))
+            os.ftruncate(descriptors[0], SHARED_BYTES)
+            # whoever looks at what the other side cut off is ended by the kernel
+            seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+            fcntl.fcntl(descriptors[0], fcntl.F_ADD_SEALS, seals)
+            self._shared = mmap.mmap(descriptors[0], SHARED_BYTES)
+        if self._shared is None:
+            socket.send_fds(self._socket, [b"\0"], [])
+        else:
+            socket.send_fds(self._socket, [b"\0"], descriptors)
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+    def _let_go(self) -> None:
+        self._socket.close()
+        if self._shared is not None:
+            self._shared.close()
+
+    def _await_ready(self) -> None:
+        try:
+            self._received(bytearray(len(READY)), _Vigil(self, _START_PATIENCE_S, lambda: True))
+        except (EOFError, OSError, _Ended):
+            self._child.kill()
+            code = self._child.wait()
+            raise OSError(f"the program of a decoder ended with {code}") from None
+
+    @property
+    def stopped(self) -> bool:
+        """Whether somebody stopped the process; where the system does not tell, it is not."""
+        with suppress(OSError, IndexError):
+            stat = Path(f"/proc/{self._child.pid}/stat").read_text(encoding="ascii")
+            return stat.rpartition(")")[2].split()[0] in _STOPPED
+        return False
+
+    def trouble(self) -> str | None:
+        """Say why the process must be replaced, though it has nothing to do, if it must."""
+        if self._child.poll() is not None:
+            return "died"
+        return "unresponsive" if self.stopped else None
+
+    def decode(self, order: bytes, data: bytes, max_pixels: int, vigil: "_Vigil") -> Pixels:
+        try:
+            self._send_order(order, data, vigil)
+            height, width, words = ANSWER.unpack(self._received(bytearray(ANSWER.size), vigil))
+            if words:
+                raise _refusal(bytes(self._received(bytearray(min(words, _MOST_WORDS)), vigil)))
+            if not 0 < height * width <= max_pixels:
+                raise _Ended("unresponsive")
+            pixels = self._pixels(3 * height * width, vigil)
+            return pixels.reshape(height, width, 3)
+        except (EOFError, OSError):
+            raise self._why() from None
+
+    def _send_order(self, order: bytes, data: bytes, vigil: "_Vigil") -> None:
+        if self._shared is not None and fits(len(data), self._shared):
+            self._shared[: len(data)] = data
+            self._send(order, vigil)
+            return
+        self._send(order, vigil)
+        self._send(data, vigil)
+
+    def _pixels(self, size: int, vigil: "_Vigil") -> Pixels:
+        """Take the pixels, from where the process may write no more of them."""
+        if self._shared is not None and fits(size, self._shared):
+            return np.frombuffer(self._shared, np.uint8, size).copy()
+        return np.frombuffer(self._received(_room(size), vigil), np.uint8)
+
+    def _send(self, data: bytes, vigil: "_Vigil") -> None:
+        rest = memoryview(data)
+        while rest:
+            vigil.look()
+            with suppress(TimeoutError):
+                rest = rest[self._socket.send(rest) :]
+
+    def _received(self, room: "bytearray | mmap.mmap", vigil: "_Vigil") -> "bytearray | mmap.mmap":
+        rest = memoryview(room)
+        while rest:
+            vigil.look()
+            with suppress(TimeoutError):
+                count = self._socket.recv_into(rest)
+                if not count:
+                    raise EOFError
+                rest = rest[count:]
+        return room
+
+    def _why(self) -> _Ended:
+        """Say why the process hung up."""
+        try:
+            code = self._child.wait(_ROUND_S)
+        except subprocess.TimeoutExpired:
+            return _Ended("unresponsive")
+        if code == -signal.SIGPROF:
+            return _Ended("over_budget")
+        return _Crashed("died") if -code in _CRASHES else _Ended("died")
+
+    def kill(self) -> None:
+        """Bring about its end; whoever waits for an answer hears of it."""
+        self._child.kill()
+
+    def end(self) -> None:
+        """Bring about its end and wait for it."""
+        self._child.kill()
+        self._child.wait()
+        self._let_go()
+
+
+class _Vigil:
+    """Looks after a job under way."""
+
+    def __init__(self, process: _Process, patience_s: float, wanted: Wanted) -> None:
+        self._process = process
+        self._wanted = wanted
+        self._stopped = False
+        self._next_s = time.monotonic() + _LOOK_S
+        self._ends_s = time.monotonic() + patience_s
+
+    def look(self) -> None:
+        """Raise if the job had better end; quick if the last look was a moment ago."""
+        now_s = time.monotonic()
+        if now_s < self._next_s:
+            return
+        self._next_s = now_s + _LOOK_S
+        if not self._wanted():
+            raise _Ended("abandoned")
+        was, self._stopped = self._stopped, self._process.stopped
+        if now_s > self._ends_s or (was and self._stopped):
+            raise _Ended("unresponsive")
+
+
+def _begun(
+    service_pid: int, max_bytes: int, max_pixels: int, niceness: int, theirs: socket.socket
+) -> "subprocess.Popen[bytes]":
+    numbers = (service_pid, max_bytes, max_pixels, niceness, theirs.fileno())
+    return subprocess.Popen(  # noqa: S603 - our own program
+        [sys.executable, "-P", "-m", "app.captioner.image.decode_program", *map(str, numbers)],
+        pass_fds=[theirs.fileno()],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,  # decoders write warnings there, as often as uploads like
+        stderr=subprocess.DEVNULL,
+        env=_environment(),
+    )
+
+
+def _environment() -> dict[str, str]:
+    """Give what the program needs of our environment: our keys it does not."""
+    path = [str(_ROOT), *(each for each in sys.path if each)]
+    kept = {name: os.environ[name] for name in _LEFT_OVER if name in os.environ}
+    return {
+        **kept,
+        "PYTHONPATH": os.pathsep.join(path),
+        "OPENBLAS_NUM_THREADS": "1",  # each would have memory, and there is nothing to multiply
+        "MALLOC_ARENA_MAX": "1",
+    }
+
+
+def _room(size: int) -> "bytearray | mmap.mmap":
+    """Give memory that goes back to the system as soon as nobody looks at it."""
+    return bytearray(size) if size < _LARGE_BYTES else mmap.mmap(-1, size, mmap.MAP_PRIVATE)
+
+
+def _refusal(words: bytes) -> ImageError:
+    code, _, text = words.decode(errors="replace").partition(" ")
+    return _REFUSALS.get(code, UndecodableImage)(text)
