@@ -92,7 +92,12 @@ class CpuEngine:
     def run(self, images: Sequence[Pixels], still_waiting: StillWaiting) -> EngineResult:
         """Find the captions of one batch on one core; see `engine.Engine.run`."""
         with self._worker() as worker:
-            return worker.run(images, still_waiting)
+            try:
+                return worker.run(images, still_waiting)
+            except (MemoryError, RuntimeError) as error:  # of numpy and C++, and what OpenVINO says
+                if isinstance(error, MemoryError) or any(sign in str(error) for sign in _FULL):
+                    raise OutOfMemory("the batch does not fit into memory") from None
+                raise
 
     def warm_up(self, images: Sequence[Pixels]) -> None:
         """Run a batch once on every worker."""
@@ -325,7 +330,7 @@ class _Worker:
 
     def _encoded(self, images: Sequence[Pixels]) -> list[Floats]:
         if len(images) <= _IMAGES_AT_ONCE:
-            return self._inferred(self._encode, [np.stack(images)])
+            return self._encode.run([np.stack(images)])
         starts = range(0, len(images), _IMAGES_AT_ONCE)
         pieces = [
             [part.copy() for part in self._encoded(images[n : n + _IMAGES_AT_ONCE])] for n in starts
@@ -354,17 +359,9 @@ class _Worker:
     ) -> Following:
         """Do one step of the search; see `numpy_search.Step`."""
         gates_LGG = self._word_gates_VG[words_LG].astype(np.float32, copy=False)
-        outputs = self._inferred(self._step, [gates_LGG, hidden_LGH, cell_LGH, *image, barred])
+        outputs = self._step.run([gates_LGG, hidden_LGH, cell_LGH, *image, barred])
         log_probs, words, ends, hidden, cell, *attention = outputs
         return Following(log_probs, words, ends, hidden, cell, *attention or (None,))
-
-    def _inferred(self, graph: "_Graph", inputs: list[Any]) -> list[Any]:
-        try:
-            return graph.run(inputs)
-        except RuntimeError as error:
-            if any(sign in str(error) for sign in _FULL):
-                raise OutOfMemory("the batch does not fit into memory") from None
-            raise
 
 
 class _Graph:

@@ -175,7 +175,7 @@ class CudaGraphs:
 
     Args:
         network: from `prepared`.
-        search: features to beams, asking nothing: `beam.search` with ``wanted=None``.
+        search: features to beams, asking nothing: `beam.search` with ``still_waiting=None``.
         size_px: S.
     """
 

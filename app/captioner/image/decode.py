@@ -118,7 +118,7 @@ def _upright_rgb(data: bytes, at_least_px: int, max_pixels: int) -> Pixels:
 
 
 def _in_one_go(image: Image.Image, bare: Bare) -> int:
-    """Bytes of the only block: between two, a decoder would wait for Python's lock.
+    """Bytes of the only block: between two, a decoder would wait for the GIL.
 
     What WebP's decoder gives comes as a block too, of four bytes a pixel.
     """

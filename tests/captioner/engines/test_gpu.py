@@ -1,5 +1,7 @@
 """A network prepared for a GPU says what the CPU says; what needs no GPU is proved without one."""
 
+import gc
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -88,7 +90,27 @@ def test_nothing_on_the_way_asks_the_device_or_leaves_it(decoder):
             search(network.decoder, features, always_waiting)
 
 
-def test_a_batch_takes_the_smallest_recording_that_holds_it():
+def test_out_of_memory_lets_go_of_what_the_job_held(monkeypatch):
+    """The frames of an exception keep its tensors; the cache could not be emptied of them."""
+    held, alive = [], []
+
+    def job():
+        tensor = torch.zeros(3)
+        held.append(weakref.ref(tensor))
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: alive.append(held[0]() is not None))
+    gc.disable()
+    try:
+        with pytest.raises(OutOfMemory):
+            gpu.guarded(job)
+    finally:
+        gc.enable()
+    assert alive == [False]
+
+
+def test_a_batch_takes_the_smallest_captured_size_that_holds_it():
     assert gpu.smallest_for(5, [1, 2, 4, 8, 16]) == 8
     assert gpu.smallest_for(4, [1, 2, 4, 8]) == 4
     assert gpu.smallest_for(9, [1, 2, 4, 8]) == 9
