@@ -50,6 +50,16 @@ def test_a_bad_photo_fails_alone(checkpoint, photos, tmp_path, monkeypatch, caps
     assert "nowhere.png: No such file" in second
 
 
+def test_caption_takes_the_options_of_the_service(checkpoint, photos, monkeypatch, capsys):
+    monkeypatch.setenv("CAPTION_CHECKPOINT", str(checkpoint))
+    options = ["--style", "alt", "--neutral", "--tags", "--min-confidence", "0.9"]
+    assert main(["caption", *options, str(photos[0])]) == 0  # no confidence model: it is told
+    said = capsys.readouterr().out.strip().removeprefix(f"{photos[0]}: ")
+    assert said[0].isupper()
+    with pytest.raises(SystemExit, match="2"):
+        main(["caption", "--min-confidence", "2", str(photos[0])])
+
+
 def test_json_lines_carry_the_candidates(checkpoint, photos, monkeypatch, capsys):
     monkeypatch.setenv("CAPTION_CHECKPOINT", str(checkpoint))
     assert main(["caption", "--json", "--n-best", "2", str(photos[0])]) == 0

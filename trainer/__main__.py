@@ -1,10 +1,20 @@
-"""python -m trainer {prepare,doctor,fit,average,evaluate,score,convert,publish}."""
+"""python -m trainer {prepare,doctor,fit,average,evaluate,score,calibrate,convert,publish}."""
 
 import argparse
 import sys
 
 from app.captioner.errors import CaptionerError
-from trainer.commands import average, convert, doctor, evaluate, fit, prepare, publish, score
+from trainer.commands import (
+    average,
+    calibrate,
+    convert,
+    doctor,
+    evaluate,
+    fit,
+    prepare,
+    publish,
+    score,
+)
 from trainer.errors import TrainerError
 
 VERBS = {
@@ -14,6 +24,7 @@ VERBS = {
     "average": (average, "average checkpoints that were trained on from one another"),
     "evaluate": (evaluate, "caption a split with a checkpoint and score it"),
     "score": (score, "score captions from a file"),
+    "calibrate": (calibrate, "let a checkpoint's captions say how far they can be trusted"),
     "convert": (convert, "a checkpoint of a version before 0.2.0 -> one that this version loads"),
     "publish": (publish, "turn a run's best checkpoint into a directory of the model store"),
 }

@@ -1,6 +1,6 @@
 """What a network is, in numbers: enough to build one, and to bound its memory before that."""
 
-from typing import Annotated, Final, Literal, NamedTuple, Self
+from typing import Annotated, Any, Final, Literal, NamedTuple, Self
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
 
@@ -13,6 +13,10 @@ _Std = Annotated[float, Field(ge=1e-4, le=1000)]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+LITE_MEAN = (127 / 255,) * 3
+LITE_STD = (128 / 255,) * 3
+"""What the pre-trained EfficientNet-Lites take: ``(pixel - 127) / 128``."""
+IMAGENET_CLASSES = 1000
 
 
 class EncoderShape(NamedTuple):
@@ -38,8 +42,14 @@ ENCODER_SHAPES: Final = {
     "mobilenet_v2": EncoderShape(1280, 1280, 32, 48),
     "mobilenet_v3_large": EncoderShape(960, 1280, 32, 32),
     "efficientnet_b0": EncoderShape(1280, 1280, 32, 48),
+    "efficientnet_lite0": EncoderShape(1280, 1280, 32, 48),
+    "efficientnet_lite1": EncoderShape(1280, 1280, 32, 48),
+    "efficientnet_lite2": EncoderShape(1280, 1280, 32, 48),
     "convnext_tiny": EncoderShape(768, 768, 32, 48),
 }
+
+_CLASSES_OF_THE_MEAN = ENCODER_SHAPES.keys() - {"vgg16", "mobilenet_v3_large", "convnext_tiny"}
+"""Encoders that score their classes by the mean of the regions, with nothing between."""
 
 
 class Architecture(BaseModel):
@@ -55,9 +65,12 @@ class Architecture(BaseModel):
         hidden_width: width of the LSTM.
         global_feature: the mean of the features has its say on each word too, ``attention`` only
             (``merge`` and ``inject`` see nothing else).
+        tied_words: words are scored by their embeddings, ``attention`` only (Press and Wolf 2017,
+            "Using the output embedding to improve language models").
+        classes: the classifier of the encoder's 1000 ImageNet classes is kept, ``grid`` only.
         dropout: probability, on embeddings, features and LSTM output; never on recurrent state.
-        mean: per channel, of pixels in 0..1.
-        std: per channel, of pixels in 0..1.
+        mean: per channel, of pixels in 0..1; by default what the pre-trained encoder takes.
+        std: per channel, of pixels in 0..1, likewise.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -72,9 +85,18 @@ class Architecture(BaseModel):
         default=False,
         validation_alias=AliasChoices("global_feature", "whole_image"),  # its name until 0.2.0
     )
+    tied_words: bool = False
+    classes: bool = False
     dropout: float = Field(default=0.5, ge=0, lt=1)
     mean: tuple[_Mean, _Mean, _Mean] = IMAGENET_MEAN
     std: tuple[_Std, _Std, _Std] = IMAGENET_STD
+
+    @model_validator(mode="before")
+    @classmethod
+    def _pixels_of_the_encoder(cls, fields: Any) -> Any:
+        if isinstance(fields, dict) and str(fields.get("encoder")).startswith("efficientnet_lite"):
+            return {"mean": LITE_MEAN, "std": LITE_STD, **fields}
+        return fields
 
     @model_validator(mode="after")
     def _known_and_compatible(self) -> Self:
@@ -84,4 +106,23 @@ class Architecture(BaseModel):
             raise ValueError("decoder 'attention' looks at regions: set features to 'grid'")
         if self.global_feature and self.decoder != "attention":
             raise ValueError("global_feature is an option of decoder 'attention': leave it out")
+        if self.tied_words and self.decoder != "attention":
+            raise ValueError("tied_words is an option of decoder 'attention': leave it out")
+        if self.tied_words and self.embedding_width != self.hidden_width:
+            raise ValueError("tied_words expects embedding_width and hidden_width alike")
+        if self.classes and self.features != "grid":
+            raise ValueError("classes are told from regions: set features to 'grid'")
+        if self.classes and self.encoder not in _CLASSES_OF_THE_MEAN:
+            names = ", ".join(sorted(_CLASSES_OF_THE_MEAN))
+            raise ValueError(f"classes can be kept of {names}, not of {self.encoder!r}")
         return self
+
+
+def summary_part(about: Architecture) -> int | None:
+    """Say which of what a decoder keeps of an image sums it up; None: the state it starts from.
+
+    It is what each word is chosen by: the global feature, or the regions, or merge's vector.
+    """
+    if about.decoder == "inject":
+        return None
+    return 3 if about.global_feature else 0

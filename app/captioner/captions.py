@@ -6,12 +6,14 @@ B images, K beams, T steps, R regions
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
 
+from app.captioner.confidence import ConfidenceModel, Floats
 from app.captioner.search import BeamArrays
+from app.captioner.tags import Tag, tags
 from app.captioner.vocabulary import Vocabulary
 
 
@@ -41,23 +43,59 @@ class Caption:
         log_prob: sum over its words and the end mark, in nats.
         score: log_prob after the length penalty; candidates are ranked by it.
         words: one by one.
+        confidence: 0..1, the calibrated probability that the caption is right; None where the
+            checkpoint has no confidence model.
     """
 
     text: str
     log_prob: float
     score: float
     words: tuple[Word, ...]
+    confidence: float | None = None
 
 
-def to_captions(found: BeamArrays, vocabulary: Vocabulary) -> list[tuple[Caption, ...]]:
-    """Put what was found into words: per image its candidates, best first."""
+class Candidates(tuple[Caption, ...]):  # noqa: SLOT001 - a tuple cannot have slots
+    """The captions of one image, best first, and what else the network told of it.
+
+    Attributes:
+        tags: what the image may show, the likeliest first; None where the network has no classes.
+    """
+
+    tags: tuple[Tag, ...] | None
+
+    def __new__(cls, captions: Iterable[Caption] = (), tags: tuple[Tag, ...] | None = None) -> Self:
+        """Join them."""
+        made = super().__new__(cls, captions)
+        made.tags = tags
+        return made
+
+
+def to_captions(
+    found: BeamArrays, vocabulary: Vocabulary, model: ConfidenceModel | None = None
+) -> list[Candidates]:
+    """Put what was found into words: per image its candidates, best first.
+
+    Args:
+        found: by a search.
+        vocabulary: the words.
+        model: says how far each candidate can be trusted.
+    """
+    confidence_BK = model.confidences(found) if model else None
     return [
-        tuple(_caption(found, vocabulary, b, int(k)) for k in np.flatnonzero(np.isfinite(scores_K)))
+        Candidates(
+            (
+                _caption(found, vocabulary, b, int(k), confidence_BK)
+                for k in np.flatnonzero(np.isfinite(scores_K))
+            ),
+            None if found.classes_BC is None else tags(found.classes_BC[b]),
+        )
         for b, scores_K in enumerate(found.scores_BK)
     ]
 
 
-def _caption(found: BeamArrays, vocabulary: Vocabulary, b: int, k: int) -> Caption:
+def _caption(
+    found: BeamArrays, vocabulary: Vocabulary, b: int, k: int, confidence_BK: Floats | None
+) -> Caption:
     length = int(found.lengths_BK[b, k])
     texts = vocabulary.decode(found.words_BKT[b, k, :length].tolist())
     log_probs = found.word_log_probs_BKT[b, k, :length].tolist()
@@ -66,7 +104,8 @@ def _caption(found: BeamArrays, vocabulary: Vocabulary, b: int, k: int) -> Capti
         looked = _where_it_looked(found.attention_BKTR[b, k, :length])
     words = tuple(map(Word, texts, log_probs, *looked))
     log_prob, score = float(found.log_probs_BK[b, k]), float(found.scores_BK[b, k])
-    return Caption(" ".join(texts), log_prob, score, words)
+    confidence = None if confidence_BK is None else round(float(confidence_BK[b, k]), 4)
+    return Caption(" ".join(texts), log_prob, score, words, confidence)
 
 
 def _where_it_looked(

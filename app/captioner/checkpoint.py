@@ -4,6 +4,7 @@ manifest.json         what the network is, where it comes from, sha256 of every 
 weights.safetensors   matrices in half precision, vectors in single; never a pickle
 graphs/*.xml          how to compute with them without torch, see `graphs`
 vocabulary.json       the words, in order of their ids
+confidence.safetensors how far captions can be trusted, see `confidence`; not every one has it
 golden/image.png      an image drawn by ourselves ...
 golden/caption.json   ... and what the network must say about it
 CARD.md               data, recipe, scores, limits, licences
@@ -17,7 +18,8 @@ from typing import Final, NamedTuple, NoReturn, Self
 
 from pydantic import ValidationError
 
-from app.captioner import documents, graphs, tensors
+from app.captioner import confidence, documents, graphs, tensors
+from app.captioner.confidence import ConfidenceModel
 from app.captioner.directory import Directory
 from app.captioner.errors import CheckpointError
 from app.captioner.manifest import FORMAT_VERSION, WEIGHTS, Golden, Manifest
@@ -36,6 +38,7 @@ _MOST_BYTES: Final = {
     VOCABULARY: 32 * 2**20,
     GOLDEN_CAPTION: 64 * 2**10,
     WEIGHTS: tensors.MOST_BYTES,
+    confidence.FILE: confidence.MOST_BYTES,
 }
 _OTHER_BYTES = 16 * 2**20  # card, golden image, graphs and what else a manifest lists
 _MANY_VALUES = 100  # of a golden caption, and of a vocabulary beside its words
@@ -57,6 +60,7 @@ class Checkpoint(NamedTuple):
         weights: the bytes of ``weights.safetensors``.
         graphs: the text of every graph by its name, see `graphs.NAMES`.
         golden: a run's own checkpoint has none; to publish one is to give it one.
+        confidence: says how far captions can be trusted; not every checkpoint has it.
     """
 
     manifest: Manifest
@@ -64,6 +68,7 @@ class Checkpoint(NamedTuple):
     weights: bytes
     graphs: Mapping[str, bytes]
     golden: GoldenSample | None = None
+    confidence: ConfidenceModel | None = None
 
     def with_manifest(self, manifest: Manifest) -> Self:
         """Give the same network under another manifest: another search, for example."""
@@ -145,6 +150,7 @@ def load(directory: Path) -> Checkpoint:
             contents[WEIGHTS],
             _graphs(files, contents),
             _golden(files, contents),
+            _confidence(files, contents, len(vocabulary)),
         )
 
 
@@ -204,8 +210,9 @@ def _refuse_pickles(files: Directory) -> None:
 
 def _refuse_unlisted(files: Directory, manifest: Manifest) -> None:
     """Refuse what nobody vouches for: weights and words always, a golden sample that is there."""
-    for name in (*_NEEDED, GOLDEN_IMAGE, GOLDEN_CAPTION):
-        needed = name in _NEEDED or files.has(name) or _has_golden(manifest.files)
+    for name in (*_NEEDED, GOLDEN_IMAGE, GOLDEN_CAPTION, confidence.FILE):
+        golden = name != confidence.FILE and _has_golden(manifest.files)
+        needed = name in _NEEDED or files.has(name) or golden
         if needed and name not in manifest.files:
             files.refuse(f"{MANIFEST} does not list {name}")
 
@@ -248,6 +255,17 @@ def _golden(files: Directory, contents: Mapping[str, bytes]) -> GoldenSample | N
         return GoldenSample(contents[GOLDEN_IMAGE], Golden.model_validate(fields))
     except ValueError as error:
         files.refuse(f"{GOLDEN_CAPTION} is no golden caption: {_told(error)}")
+
+
+def _confidence(
+    files: Directory, contents: Mapping[str, bytes], words: int
+) -> ConfidenceModel | None:
+    if confidence.FILE not in contents:
+        return None
+    try:
+        return ConfidenceModel.read(contents[confidence.FILE], words)
+    except ValueError as error:
+        files.refuse(f"{confidence.FILE}: {error}")
 
 
 def _check_weights(files: Directory, content: bytes) -> None:

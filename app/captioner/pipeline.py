@@ -12,8 +12,9 @@ from typing import NamedTuple, Self
 import numpy as np
 
 from app.captioner import checkpoint as checkpoint_
-from app.captioner.captions import Caption, to_captions
+from app.captioner.captions import Candidates, Caption, to_captions
 from app.captioner.checkpoint import Checkpoint, GoldenSample
+from app.captioner.confidence import ConfidenceModel
 from app.captioner.engines.engine import Engine, Precision, Stage
 from app.captioner.errors import CheckpointError, ImageError
 from app.captioner.image import decode as decode_
@@ -38,7 +39,7 @@ class BatchResult(NamedTuple):
         stages: ``decode`` (if anything was), ``encode`` and ``search``.
     """
 
-    captions: tuple[tuple[Caption, ...], ...]
+    captions: tuple[Candidates, ...]
     refused: Mapping[int, ImageError]
     stages: tuple[Stage, ...]
 
@@ -51,6 +52,7 @@ class Captioner:
         vocabulary: its words.
         manifest: what it is.
         golden: what it must say, and of which image; only `check_golden` wants it.
+        confidence: says how far captions can be trusted.
         precision: of the engine, for the tolerance of the golden caption.
     """
 
@@ -61,6 +63,7 @@ class Captioner:
         manifest: Manifest,
         *,
         golden: GoldenSample | None = None,
+        confidence: ConfidenceModel | None = None,
         precision: Precision = "float32",
     ) -> None:
         self.engine = engine
@@ -68,6 +71,7 @@ class Captioner:
         self.manifest = manifest
         self.precision = precision
         self._golden = golden
+        self._confidence = confidence
         self._geometry = manifest.image
 
     @classmethod
@@ -120,6 +124,7 @@ class Captioner:
             loaded.vocabulary,
             loaded.manifest,
             golden=loaded.golden,
+            confidence=loaded.confidence,
             precision=precision,
         )
 
@@ -169,13 +174,13 @@ class Captioner:
             DeviceFault: the device has failed for good.
         """
         ready, refused, stages = self._read_all(images, still_waiting)
-        captions: list[tuple[Caption, ...]] = [() for _ in images]
+        captions = [Candidates() for _ in images]
         numbers = list(ready)
         if ready:
             found = self.engine.run(list(ready.values()), lambda n: still_waiting(numbers[n]))
             stages += found.stages
             if found.beams is not None:
-                told = to_captions(found.beams, self.vocabulary)
+                told = to_captions(found.beams, self.vocabulary, self._confidence)
                 for n, candidates in zip(found.images, told, strict=True):
                     captions[numbers[n]] = candidates
         return BatchResult(tuple(captions), refused, stages)

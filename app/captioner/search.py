@@ -56,6 +56,9 @@ class BeamArrays(NamedTuple):
             holds no caption (fewer captions exist than beams, or nobody waited for its end).
         word_log_probs_BKT: float32.
         attention_BKTR: float32, the sentinel last; None where the decoder has no attention.
+        summary_BW: float32, the image in one vector, as the decoder sees it.
+        classes_BC: float32, the probabilities of the ImageNet classes; None where the network has
+            none.
     """
 
     words_BKT: npt.NDArray[np.int64]
@@ -64,3 +67,5 @@ class BeamArrays(NamedTuple):
     scores_BK: npt.NDArray[np.float32]
     word_log_probs_BKT: npt.NDArray[np.float32]
     attention_BKTR: npt.NDArray[np.float32] | None
+    summary_BW: npt.NDArray[np.float32] | None = None
+    classes_BC: npt.NDArray[np.float32] | None = None

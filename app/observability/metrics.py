@@ -40,6 +40,10 @@ class Metrics:
         self.images = Counter(
             "caption_images", "Images by outcome: ok or a code.", ["outcome"], registry=registry
         )
+        self.withheld = Counter(
+            "caption_withheld", "Captions not told, by reason.", ["reason"], registry=registry
+        )
+        self.withheld.labels("low_confidence")
         self.cancellations = Counter(
             "caption_cancelled", "Images nobody waited for any more, by stage.",
             ["stage"], registry=registry,

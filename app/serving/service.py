@@ -47,7 +47,7 @@ from app.serving.result_cache import ResultCache
 from app.settings import MOST_WORKERS, Settings
 
 if TYPE_CHECKING:  # the captioner brings Pillow and numpy, which a health check need not load
-    from app.captioner.captions import Caption, Word
+    from app.captioner.captions import Candidates, Caption, Word
     from app.captioner.image.decode import EncodedImage, Pixels
     from app.captioner.image.decode_processes import DecodeProcesses
     from app.serving.captioner import Captioner
@@ -65,7 +65,7 @@ log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 class _Captioned:
     """The candidates of one image, and when the stages of its batch began and ended."""
 
-    candidates: "tuple[Caption, ...]"
+    candidates: "Candidates"
     stages: tuple[tuple[str, float, float], ...]
 
 
@@ -121,7 +121,7 @@ class CaptionService:
             watcher=metrics,
             on_crash=self._batcher_crashed,
         )
-        self._results: ResultCache[_Key, tuple[Caption, ...]] | None = None
+        self._results: ResultCache[_Key, Candidates] | None = None
         if settings.result_cache_entries:
             self._results = ResultCache(settings.result_cache_entries, on_lookup=metrics.looked_up)
 
@@ -187,7 +187,7 @@ class CaptionService:
         deadline_s: float,
         on_stage: OnStage = _nobody,
         flow: Flow = NOBODY,
-    ) -> "tuple[Caption, ...]":
+    ) -> "Candidates":
         """Caption one upload.
 
         Args:
@@ -216,22 +216,22 @@ class CaptionService:
 
     async def _caption_cached(
         self,
-        results: "ResultCache[_Key, tuple[Caption, ...]]",
+        results: "ResultCache[_Key, Candidates]",
         data: bytes,
         deadline_s: float,
         on_stage: OnStage,
         flow: Flow,
-    ) -> "tuple[Caption, ...]":
+    ) -> "Candidates":
         """Give the candidates of the same bytes where they are known or on their way."""
         arrived_s = time.monotonic()
         key = (self._checkpoint, await _sha256(data))
         stages: list[tuple[str, float, float]] = []  # filled only if this very upload is captioned
 
-        async def compute() -> "tuple[Caption, ...]":
+        async def compute() -> "Candidates":
             captioned = await self._caption_uncached(
                 data, math.inf, lambda *stage: stages.append(stage), flow
             )
-            return tuple(map(_on_its_own, captioned))
+            return type(captioned)(map(_on_its_own, captioned), captioned.tags)
 
         candidates = await results.get(key, compute, deadline_s)
         for stage in stages or [("cache", arrived_s, time.monotonic())]:
@@ -240,7 +240,7 @@ class CaptionService:
 
     async def _caption_uncached(
         self, data: bytes, deadline_s: float, on_stage: OnStage, flow: Flow
-    ) -> "tuple[Caption, ...]":
+    ) -> "Candidates":
         """Take one upload through decoding, the queue and the network."""
         arrived_s = time.monotonic()
         encoded = self.captioner.encoded(data, max_pixels=self._settings.max_pixels)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 from fastapi import Response
 
+from app.captioner.presentation import Told
 from app.serving.service import CaptionService
 from app.web import problems
 from app.web.forms import CaptionRequest, Upload
@@ -18,13 +19,14 @@ from app.web.schemas import (
     Options,
     Problem,
     RefusedImage,
+    TagOut,
     WordOut,
 )
 
 if TYPE_CHECKING:
     from app.captioner.captions import Caption, Word
 
-    Outcome = tuple[Caption, ...] | Exception
+    Outcome = Told | Exception
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
@@ -74,7 +76,7 @@ def _result(
     upload: Upload, outcome: "Outcome", options: Options, request_id: str
 ) -> CaptionedImage | RefusedImage:
     """Give the result of one image: its captions, or its own problem."""
-    if isinstance(outcome, tuple):
+    if isinstance(outcome, Told):
         return _captioned(upload, outcome, options)
     return _refused(upload, outcome, request_id)
 
@@ -86,15 +88,18 @@ def _refused(upload: Upload, error: Exception, request_id: str) -> RefusedImage:
     return RefusedImage(filename=upload.filename, problem=Problem.model_validate(problem))
 
 
-def _captioned(
-    upload: Upload, candidates: "tuple[Caption, ...]", options: Options
-) -> CaptionedImage:
-    best = candidates[0]
+def _captioned(upload: Upload, told: "Told", options: Options) -> CaptionedImage:
+    members: dict[str, Any] = {"withheld": told.withheld} if told.withheld else {}
+    if options.tags or told.withheld:
+        known = told.tags
+        members["tags"] = known if known is None else [TagOut(**tag._asdict()) for tag in known]
     return CaptionedImage(
         filename=upload.filename,
-        caption=best.text,
-        log_prob=best.log_prob,
-        candidates=[_candidate(caption, options) for caption in candidates[: options.n_best]],
+        caption=told.text,
+        log_prob=told[0].log_prob,
+        confidence=told[0].confidence,
+        candidates=[_candidate(caption, options) for caption in told[: options.n_best]],
+        **members,
     )
 
 
@@ -103,7 +108,11 @@ def _candidate(caption: "Caption", options: Options) -> Candidate:
     if options.words or options.attention:
         members["words"] = [_word(word, options) for word in caption.words]
     return Candidate(
-        caption=caption.text, log_prob=caption.log_prob, score=caption.score, **members
+        caption=caption.text,
+        log_prob=caption.log_prob,
+        score=caption.score,
+        confidence=caption.confidence,
+        **members,
     )
 
 

@@ -11,6 +11,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.datastructures import State
 from starlette.types import Receive, Scope, Send
 
+from app.captioner.presentation import told
 from app.observability.metrics import Metrics
 from app.serving.batching import Closed, DeadlineExceeded, Flow, Overloaded
 from app.serving.health import Health, NotReady, Report
@@ -29,6 +30,7 @@ from app.web.schemas import (
 )
 
 if TYPE_CHECKING:
+    from app.captioner.captions import Candidates
     from app.web.answers import Outcome
 
 
@@ -106,22 +108,26 @@ def _check_n_best(options: Options, service: CaptionService) -> None:
 
 async def _outcomes(asked: CaptionRequest, state: State, app_state: AppState) -> "list[Outcome]":
     flow = Flow(state.caller, object())
+    how = asked.options.presentation(app_state.settings.min_confidence)
     coroutines = [
-        _outcome(app_state.service, upload, state.deadline_s, state.stages.of(image), flow)
+        _found(app_state.service, upload, state.deadline_s, state.stages.of(image), flow)
         for image, upload in enumerate(asked.uploads)
     ]
     if len(coroutines) == 1:  # it needs no task
-        outcomes = [await coroutines[0]]
+        found = [await coroutines[0]]
     else:
-        outcomes = await asyncio.gather(*coroutines)
+        found = await asyncio.gather(*coroutines)
+    outcomes: list[Outcome] = [
+        each if isinstance(each, Exception) else told(each, how) for each in found
+    ]
     _count(outcomes, app_state.metrics)
     _raise_what_concerns_all(outcomes)
     return outcomes
 
 
-async def _outcome(
+async def _found(
     service: CaptionService, upload: Upload, deadline_s: float, on_stage: OnStage, flow: Flow
-) -> "Outcome":
+) -> "Candidates | Exception":
     """Give the captions of one upload, or what went wrong with it: the others go on."""
     try:
         return await service.caption(upload.data, deadline_s, on_stage, flow)
@@ -133,6 +139,8 @@ def _count(outcomes: "list[Outcome]", metrics: Metrics) -> None:
     for outcome in outcomes:
         code = problems.problem_type_of(outcome).code if isinstance(outcome, Exception) else "ok"
         metrics.images.labels(code).inc()
+        if not isinstance(outcome, Exception) and outcome.withheld:
+            metrics.withheld.labels(outcome.withheld).inc()
 
 
 def _raise_what_concerns_all(outcomes: "list[Outcome]") -> None:

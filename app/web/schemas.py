@@ -2,9 +2,11 @@
 
 import base64
 import binascii
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from app.captioner.presentation import Presentation, Style
 
 _PIECE_BYTES = 3 * 2**16  # one call holds the GIL for less than a millisecond
 _PIECE_CHARACTERS = _PIECE_BYTES // 3 * 4
@@ -40,6 +42,25 @@ class Options(Strict):
     attention: bool = Field(
         default=False, description="Where the network looked for each word; implies words."
     )
+    min_confidence: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="A caption below this confidence is withheld; 0.5 is a good start.",
+    )
+    neutral: bool = Field(
+        default=False, description="Person and child in place of man, woman, boy and girl."
+    )
+    style: Style = Field(
+        "sentence",
+        description="alt: for alternative texts, with a capital and at most 125 characters.",
+    )
+    tags: bool = Field(default=False, description="What the image may show, in single words.")
+
+    def presentation(self, min_confidence: float | None) -> Presentation:
+        """Say how to tell captions, with the service's own least confidence where none is given."""
+        least = min_confidence if self.min_confidence is None else self.min_confidence
+        return Presentation(neutral=self.neutral, style=self.style, min_confidence=least)
 
 
 class JsonImage(Strict):
@@ -148,15 +169,35 @@ class Candidate(Strict):
     score: float = Field(
         description="log_prob with length normalisation; candidates are in its order."
     )
+    confidence: float | None = Field(
+        None, description="0..1: calibrated probability that it is right; null if not known."
+    )
     words: list[WordOut] | None = Field(None, description="Only when asked for.")
+
+
+class TagOut(Strict):
+    """What an image may show."""
+
+    label: str = Field(examples=["pizza"])
+    probability: float = Field(description="0..1")
 
 
 class CaptionedImage(Strict):
     """The result for an image that could be read."""
 
     filename: str | None
-    caption: str
+    caption: str | None = Field(description="null where it is withheld.")
     log_prob: float
+    confidence: float | None = Field(
+        None, description="0..1: calibrated probability that it is right; null if not known."
+    )
+    withheld: Literal["low_confidence"] | None = Field(
+        None, description="Why there is no caption; the candidates are there all the same."
+    )
+    tags: list[TagOut] | None = Field(
+        None,
+        description="When asked for, and where a caption is withheld; null if not known.",
+    )
     candidates: list[Candidate]
 
 
@@ -175,8 +216,14 @@ _EXAMPLE: Any = {
             "filename": "surfing.jpg",
             "caption": "a man is surfing on a wave",
             "log_prob": -5.2,
+            "confidence": 0.87,
             "candidates": [
-                {"caption": "a man is surfing on a wave", "log_prob": -5.2, "score": -0.65}
+                {
+                    "caption": "a man is surfing on a wave",
+                    "log_prob": -5.2,
+                    "score": -0.65,
+                    "confidence": 0.87,
+                }
             ],
         },
         {

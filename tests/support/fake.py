@@ -13,7 +13,7 @@ import numpy.typing as npt
 from fastapi import FastAPI
 
 from app.captioner.architecture import Architecture
-from app.captioner.captions import Caption, Word
+from app.captioner.captions import Candidates, Caption, Word
 from app.captioner.engines.engine import EngineResult, Stage
 from app.captioner.engines.numpy_search import Encoded, Following, search
 from app.captioner.errors import ImageError, ImageTooLarge, UndecodableImage, UnsupportedImage
@@ -21,6 +21,7 @@ from app.captioner.image.decode import Decode, EncodedImage, Pixels, decode
 from app.captioner.manifest import ImageGeometry, Manifest
 from app.captioner.pipeline import BatchResult, Captioner
 from app.captioner.search import SearchOptions, StillWaiting, always_waiting
+from app.captioner.tags import Tag
 from app.captioner.vocabulary import BOS, EOS, PAD, UNK, Vocabulary
 from app.main import create_app
 from app.serving import captioner as served
@@ -108,7 +109,7 @@ class FakeCaptioner:
             del self.device_errors[0]
             raise error
         captions = tuple(
-            _candidates(data) if still_waiting(n) and n not in refused else ()
+            _candidates(data) if still_waiting(n) and n not in refused else Candidates()
             for n, data in enumerate(read)
         )
         names = ("decode",) * self.decodes_in_batch + ("encode", "search")
@@ -137,15 +138,15 @@ class FakeCaptioner:
             raise self.golden_error
 
 
-def _candidates(data: bytes) -> tuple[Caption, ...]:
+def _candidates(data: bytes) -> Candidates:
     text = data.decode(errors="replace")
-    return tuple(_caption(text, k) for k in range(3))
+    return Candidates((_caption(text, k) for k in range(3)), (Tag("dog", 0.75),))
 
 
 def _caption(text: str, k: int) -> Caption:
     attention = np.full((2, 2), 0.2, dtype=np.float32)
     words = tuple(Word(word, -0.5, attention, 0.2) for word in text.split()[:20])
-    return Caption(text if k == 0 else f"{text} {k}", -1.0 - k, -0.5 - k, words)
+    return Caption(text if k == 0 else f"{text} {k}", -1.0 - k, -0.5 - k, words, (8 - k) / 10)
 
 
 class SteppingEngine:

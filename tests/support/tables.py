@@ -45,6 +45,9 @@ class Table:
         step, all_B, history_BK = state
         return step, all_B[images_B], history_BK[images_B]
 
+    def summary(self, state: State) -> Tensor:
+        return state[1][:, None].float()
+
 
 class NumpyTable:
     """A `Table` as `numpy_search.Step`; the hidden state is what was said, the cell the step."""

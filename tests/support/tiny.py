@@ -37,7 +37,8 @@ def tiny_network(
     network = Network(Architecture(**fields | changes))
     with torch.no_grad():  # random weights say nothing: make words differ and captions end
         words = cast("nn.Linear", network.decoder.words)
-        words.weight.mul_(8)
+        tied = network.architecture.tied_words
+        (network.decoder.embedding.weight if tied else words.weight).mul_(8)
         words.bias[2] += 1
     return network.eval()
 

@@ -47,10 +47,52 @@ async def test_the_answer_is_exactly_what_was_asked_for():
                 "filename": "0.jpg",
                 "caption": "a dog",
                 "log_prob": -1.0,
-                "candidates": [{"caption": "a dog", "log_prob": -1.0, "score": -0.5}],
+                "confidence": 0.8,
+                "candidates": [
+                    {"caption": "a dog", "log_prob": -1.0, "score": -0.5, "confidence": 0.8}
+                ],
             }
         ],
     }
+
+
+@pytest.mark.parametrize("asked", ["0.8", "0.81"])
+@pytest.mark.parametrize("own", [None, 0.0, 1.0])
+async def test_a_caption_of_low_confidence_is_withheld_with_tags_and_candidates(asked, own):
+    async with serving(min_confidence=own) as client:
+        query = {"min_confidence": asked}
+        answer = await client.post("/v1/captions", params=query, files=as_files(b"a dog"))
+        metrics = (await client.get("/metrics")).text
+    (result,) = answer.json()["results"]
+    withheld = asked == "0.81"
+    assert (result["caption"] is None) == withheld
+    assert result.get("withheld") == ("low_confidence" if withheld else None)
+    assert ("tags" in result) == withheld
+    assert result["candidates"][0]["caption"] == "a dog"
+    assert f'caption_withheld_total{{reason="low_confidence"}} {float(withheld)}' in metrics
+    CaptionResponse.model_validate_json(answer.content)
+
+
+async def test_the_service_withholds_by_itself_where_it_is_told_to():
+    async with serving(min_confidence=0.9) as client:
+        answer = await client.post("/v1/captions", files=as_files(b"a dog"))
+    assert answer.json()["results"][0]["withheld"] == "low_confidence"
+
+
+async def test_neutral_alt_texts_with_tags():
+    async with serving() as client:
+        query = {"neutral": "true", "style": "alt", "tags": "true"}
+        answer = await client.post("/v1/captions", params=query, files=as_files(b"a man runs"))
+    (result,) = answer.json()["results"]
+    assert result["caption"] == "A person runs"
+    assert result["tags"] == [{"label": "dog", "probability": 0.75}]
+
+
+@pytest.mark.parametrize("query", ["min_confidence=1.5", "style=poem", "neutral=perhaps"])
+async def test_options_that_mean_nothing_are_refused(query):
+    async with serving() as client:
+        answer = await client.post(f"/v1/captions?{query}", files=as_files(b"a dog"))
+    problem(answer, 422, "invalid_request")
 
 
 async def test_a_raw_image_has_no_filename():
@@ -72,8 +114,8 @@ async def test_options_mean_the_same_in_the_query_in_a_form_and_in_json():
     words = [{"text": "a", "log_prob": -0.5}, {"text": "dog", "log_prob": -0.5}]
     for answer in answers:
         assert answer.json()["results"][0]["candidates"] == [
-            {"caption": "a dog", "log_prob": -1.0, "score": -0.5, "words": words},
-            {"caption": "a dog 1", "log_prob": -2.0, "score": -1.5, "words": words},
+            {"caption": text, "log_prob": p, "score": s, "confidence": sure, "words": words}
+            for text, p, s, sure in [("a dog", -1, -0.5, 0.8), ("a dog 1", -2, -1.5, 0.7)]
         ]
 
 
@@ -338,6 +380,10 @@ async def test_openapi_describes_every_form_and_every_problem():
         "n_best",
         "words",
         "attention",
+        "min_confidence",
+        "neutral",
+        "style",
+        "tags",
         "X-Request-Timeout",
     }
 

@@ -1,22 +1,28 @@
 """Arguments that several verbs declare, and what they mean."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
+from app.captioner.checkpoint import Checkpoint
+from app.captioner.engines.cpu import CpuEngine
 from app.captioner.image.decode import Pixels
 from app.captioner.manifest import ImageGeometry, Manifest
 from app.captioner.pipeline import Captioner
+from trainer.calibrating.fitting import Domain, confidence_table, fit_confidence, scores_of
 from trainer.data.arrays import square
-from trainer.data.flickr8k import read_split
+from trainer.data.flickr8k import Example, has_split, read_split
 from trainer.errors import TrainerError
 from trainer.evaluation.captioning import evaluate, training_captions
+from trainer.publishing.publish import Confidence
 from trainer.scoring.scores import Scores
 
 CALIBRATION_IMAGES = 300
+CONFIDENCE_IMAGES = 3000
 
 
 def available_device() -> str:
@@ -60,25 +66,48 @@ def with_search(manifest: Manifest, args: argparse.Namespace) -> Manifest:
 
 
 def add_calibration(parser: argparse.ArgumentParser) -> None:
-    """Declare where the images come from that the encoder in int8 is made by."""
+    """Declare where the images come from that int8 and confidence are made by."""
     parser.add_argument(
         "--data",
         type=Path,
-        help="directory in Flickr8k's layout: train images make int8, dev images are scored",
+        action="append",
+        default=[],
+        help="directory in Flickr8k's layout, the kind of photo it is made for first, then others: "
+        "train images make int8 and attributes, dev images are scored and make confidence",
     )
 
 
-def calibration_images(data: Path | None, image: ImageGeometry) -> list[Pixels]:
+def with_split(data: Sequence[Path], split: str) -> list[Path]:
+    """Give the directories that have a split.
+
+    Raises:
+        TrainerError: directories were given, and none has it.
+    """
+    found = [directory for directory in data if has_split(directory, split)]
+    if data and not found:
+        names = ", ".join(map(str, data))
+        raise TrainerError(f"none of {names} has a split {split!r}: add its list to one of them")
+    return found
+
+
+def calibration_images(data: Sequence[Path], image: ImageGeometry) -> list[Pixels]:
     """Give some hundred training images as the network sees them; none without a directory.
 
     Raises:
         DataError: an image cannot be read; the message names it.
     """
-    if data is None:
-        return []
-    examples = read_split(data, "train").examples
-    step = max(1, len(examples) // CALIBRATION_IMAGES)
-    return [square(each.path, image) for each in examples[::step][:CALIBRATION_IMAGES]]
+    examples = _examples(with_split(data, "train"), "train")
+    return [square(each.path, image) for each in _sample(examples, CALIBRATION_IMAGES)]
+
+
+def _examples(directories: Sequence[Path], split: str) -> list[Example]:
+    return [each for data in directories for each in read_split(data, split).examples]
+
+
+def _sample(examples: Sequence[Example], count: int) -> list[Example]:
+    """Take so many, evenly spread."""
+    places = np.linspace(0, len(examples) - 1, min(count, len(examples))).astype(int)
+    return [examples[place] for place in places]
 
 
 def dev_scorer(data: Path) -> Callable[[Captioner], Scores]:
@@ -92,3 +121,28 @@ def dev_scorer(data: Path) -> Callable[[Captioner], Scores]:
         return found
 
     return scores
+
+
+def confidence_fitter(data: Sequence[Path]) -> Callable[[Checkpoint], Confidence | None]:
+    """Give what fits a confidence model by these directories; it says why where it cannot."""
+    trained, judged = with_split(data, "train"), with_split(data, "dev")
+
+    def fit(written: Checkpoint) -> Confidence | None:
+        image = written.manifest.image
+
+        def domain(name: str, examples: Sequence[Example]) -> Domain:
+            squares = [square(each.path, image) for each in examples]
+            return Domain(name, squares, [each.captions for each in examples])
+
+        training = domain("training", _sample(_examples(trained, "train"), CONFIDENCE_IMAGES))
+        domains = [domain(each.name, _examples([each], "dev")) for each in judged]
+        engine = CpuEngine(written, precision="float32", workers=1)
+        try:
+            fitted = fit_confidence(written, engine, training, domains)
+        except TrainerError as error:
+            print(f"captions get no confidence: {error}")
+            return None
+        print(confidence_table(fitted))
+        return Confidence(fitted.content, scores_of(fitted))
+
+    return fit

@@ -3,7 +3,13 @@
 import argparse
 from pathlib import Path
 
-from trainer.commands.arguments import add_calibration, calibration_images, dev_scorer
+from trainer.commands.arguments import (
+    add_calibration,
+    calibration_images,
+    confidence_fitter,
+    dev_scorer,
+    with_split,
+)
 from trainer.publishing.format_1 import load_format_1
 from trainer.publishing.publish import publish
 
@@ -29,7 +35,8 @@ def run(args: argparse.Namespace) -> int:
         scores={},
         notes="",
         calibration=calibration_images(args.data, about.image),
-        score_dev=dev_scorer(args.data) if args.data else None,
+        score_dev=dev_scorer(with_split(args.data, "dev")[0]) if args.data else None,
+        fit_confidence=confidence_fitter(args.data) if args.data else None,
         model_card=card,
     )
     print(directory)

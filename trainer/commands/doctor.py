@@ -8,10 +8,12 @@ from trainer.checks.diagnosis import diagnose
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``doctor``."""
-    parser.add_argument("data", type=Path, metavar="DATA", help="directory in Flickr8k's layout")
+    parser.add_argument(
+        "data", type=Path, nargs="+", metavar="DATA", help="directories in Flickr8k's layout"
+    )
     parser.add_argument("--images", metavar="FOLDER", help="image folder, if of an unusual name")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Examine the directory."""
-    return diagnose(args.data, images=args.images)
+    """Examine the directories one after another."""
+    return max(diagnose(data, images=args.images) for data in args.data)

@@ -1,31 +1,44 @@
-"""The verb ``evaluate``: a checkpoint captions a split, and the captions are scored."""
+"""The verb ``evaluate``: a checkpoint captions splits, and the captions are scored."""
 
 import argparse
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+from app.captioner.captions import Caption
 from app.captioner.checkpoint import load as load_checkpoint
 from app.captioner.engines.engine import Precision
 from app.captioner.pipeline import Captioner
 from trainer.commands.arguments import add_rules, add_search, available_device, with_search
-from trainer.data.flickr8k import read_split
+from trainer.data.flickr8k import Split, read_split
+from trainer.errors import TrainerError
 from trainer.evaluation.captioning import (
     caption_split,
     caption_texts,
+    confidence_and_right,
     references_of,
     score_split,
     training_captions,
 )
 from trainer.evaluation.report import Evaluation, write_report
+from trainer.scoring.faithfulness import Faithfulness, faithfulness
 from trainer.scoring.keras_tutorial import TutorialScores, tutorial_score
+from trainer.scoring.reliability import ADVISED, Reliability, reliability
 from trainer.scoring.scores import Scores
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``evaluate``."""
     parser.add_argument("checkpoint", type=Path, help="a directory <name>/<version> or <run>/best")
-    parser.add_argument("--data", type=Path, required=True, help="directory in Flickr8k's layout")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        action="append",
+        required=True,
+        help="directory in Flickr8k's layout; several times for a table each",
+    )
     parser.add_argument("--split", default="dev", help="FOO reads Flickr_8k.FOOImages.txt")
     parser.add_argument("--images", metavar="FOLDER", help="image folder, if of an unusual name")
     parser.add_argument("--captions", type=Path, metavar="FILE", help="write the captions, JSONL")
@@ -42,33 +55,103 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+@dataclass(frozen=True)
+class _Evaluated:
+    """What became of one split."""
+
+    split: Split
+    captions: dict[str, Caption]
+    scores: Scores
+    faithfulness: Faithfulness
+    reliability: Reliability | None
+    tutorial: TutorialScores | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Give figures by other rules a name of their own."""
+        return {
+            **self.scores.as_dict(),
+            "faithfulness": self.faithfulness.as_dict(),
+            **({"confidence": self.reliability.as_dict()} if self.reliability else {}),
+            **({"tutorial": self.tutorial.as_dict()} if self.tutorial else {}),
+        }
+
+    def text(self) -> str:
+        """Give the tables."""
+        parts = [self.scores.table(), self.faithfulness.as_text()]
+        if self.reliability:
+            parts.append(_confidence_text(self.reliability))
+        if self.tutorial:
+            parts.append(f"\n{self.tutorial.table()}")
+        return "\n".join(parts)
+
+
 def run(args: argparse.Namespace) -> int:
-    """Print the score table."""
+    """Print a score table for each directory."""
+    if args.report and len(args.data) > 1:
+        raise TrainerError("--report shows one directory: name one --data")
     loaded = load_checkpoint(args.checkpoint)
     loaded = loaded.with_manifest(with_search(loaded.manifest, args))
-    split = read_split(args.data, args.split, images=args.images)
-    training = training_captions(args.data, evaluated=args.split)
     captioner = Captioner.of(loaded, device=args.device, precision=args.precision)
-    captions = caption_split(captioner, split)
-    scores = score_split(caption_texts(captions), split, training=training)
+    found: dict[str, _Evaluated] = {}
+    for data in args.data:
+        each = found[str(data)] = _evaluated(captioner, data, args)
+        if args.report:
+            shown = Evaluation(captioner, each.split, each.captions, each.scores)
+            print(write_report(args.report, shown))
+        where = args.split if len(args.data) == 1 else f"{args.split} of {data.name}"
+        print(f"{args.checkpoint} on {where}, {args.precision}, {loaded.manifest.search}")
+        print(each.text())
     if args.captions:
-        lines = (json.dumps({"image": k, "caption": v}) for k, v in caption_texts(captions).items())
-        args.captions.write_text("".join(f"{line}\n" for line in lines))
-    if args.report:
-        print(write_report(args.report, Evaluation(captioner, split, captions, scores)))
-    other = None
-    if args.rules == "tutorial":
-        other = tutorial_score(caption_texts(captions), references_of(split))
+        _write_captions(args.captions, found)
     if args.json:
-        figures = {"precision": args.precision, **_as_dict(scores, other)}
-        args.json.write_text(json.dumps(figures, indent=2) + "\n")
-    print(f"{args.checkpoint} on {args.split}, {args.precision}, {loaded.manifest.search}")
-    print(scores.table())
-    if other:
-        print(f"\n{other.table()}")
+        args.json.write_text(json.dumps(_figures(args.precision, found), indent=2) + "\n")
     return 0
 
 
-def _as_dict(scores: Scores, other: TutorialScores | None) -> dict[str, Any]:
-    """Keep figures by other rules under a name of their own."""
-    return {**scores.as_dict(), **({"tutorial": other.as_dict()} if other else {})}
+def _evaluated(captioner: Captioner, data: Path, args: argparse.Namespace) -> _Evaluated:
+    split = read_split(data, args.split, images=args.images)
+    captions = caption_split(captioner, split)
+    texts, references = caption_texts(captions), references_of(split)
+    tutorial = tutorial_score(texts, references) if args.rules == "tutorial" else None
+    training = training_captions(data, evaluated=args.split)
+    return _Evaluated(
+        split,
+        captions,
+        score_split(texts, split, training=training),
+        faithfulness(texts, references),
+        _reliability(captions, references),
+        tutorial,
+    )
+
+
+def _reliability(
+    captions: Mapping[str, Caption], references: Mapping[str, tuple[str, ...]]
+) -> Reliability | None:
+    judged = confidence_and_right(captions, references)
+    return reliability(*judged) if judged else None
+
+
+def _confidence_text(found: Reliability) -> str:
+    auroc = "" if found.auroc is None else f"AUROC {found.auroc:.3f}, "
+    wrong = "none" if found.wrong_told is None else f"{found.wrong_told:.1%}"
+    return (
+        f"confidence: {auroc}expected calibration error {found.calibration_error:.3f}; "
+        f"at {ADVISED} {found.coverage:.1%} are told, {wrong} of them wrong, of all "
+        f"{1 - found.right:.1%}"
+    )
+
+
+def _write_captions(path: Path, found: Mapping[str, _Evaluated]) -> None:
+    lines = (
+        json.dumps({"image": image, "caption": caption.text, "confidence": caption.confidence})
+        for each in found.values()
+        for image, caption in each.captions.items()
+    )
+    path.write_text("".join(f"{line}\n" for line in lines))
+
+
+def _figures(precision: str, found: Mapping[str, _Evaluated]) -> dict[str, Any]:
+    tables = {name: each.as_dict() for name, each in found.items()}
+    if len(tables) == 1:
+        return {"precision": precision, **next(iter(tables.values()))}
+    return {"precision": precision, "by_data": tables}

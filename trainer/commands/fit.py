@@ -13,7 +13,14 @@ from trainer.training.recipe import read_recipe
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``fit``."""
     parser.add_argument("recipe", type=Path, help="TOML file, see trainer/recipes")
-    parser.add_argument("--data", type=Path, required=True, help="Flickr8k's layout, or shards")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        action="append",
+        required=True,
+        help="Flickr8k's layout, or shards; several times to train on several directories",
+    )
+    parser.add_argument("--sentences", type=Path, help="text file for stages of kind language")
     parser.add_argument("--run", type=Path, required=True, help="new directory, or one to resume")
     parser.add_argument("--cache", type=Path, default=Path("runs/cache"), help="where arrays go")
     parser.add_argument("--set", action="append", metavar="KEY=VALUE", help="change the recipe")
@@ -31,6 +38,7 @@ def run(args: argparse.Namespace) -> int:
         args.data,
         args.run,
         cache=args.cache,
+        sentences=args.sentences,
         initial=args.initial,
         encoder_weights=args.encoder_weights,
         random_encoder=args.random_encoder,

@@ -8,8 +8,10 @@ from trainer.commands.arguments import (
     add_calibration,
     add_search,
     calibration_images,
+    confidence_fitter,
     dev_scorer,
     with_search,
+    with_split,
 )
 from trainer.errors import TrainerError
 from trainer.publishing.publish import publish
@@ -41,7 +43,8 @@ def run(args: argparse.Namespace) -> int:
         notes=_notes(args.notes),
         name=args.name,
         calibration=calibration_images(args.data, source.manifest.image),
-        score_dev=dev_scorer(args.data) if args.data else None,
+        score_dev=dev_scorer(with_split(args.data, "dev")[0]) if args.data else None,
+        fit_confidence=confidence_fitter(args.data) if args.data else None,
     )
     print(directory)
     return 0

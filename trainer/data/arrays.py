@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 from tqdm import tqdm
 
+from app.captioner.architecture import IMAGENET_CLASSES
 from app.captioner.errors import ImageError
 from app.captioner.image.decode import decode
 from app.captioner.image.fit import fit
@@ -117,6 +118,29 @@ def encoded_features(
             array[start:stop] = encode(encoder, images_N3SS[start:stop]).cpu().numpy()
 
     return _cached(cache, f"features-{split.name}", about, shape, dtype=np.float16, fill=fill)
+
+
+@torch.inference_mode()
+def class_probabilities(
+    images_N3SS: Images, encoder: Encoder, split: Split, cache: Path
+) -> npt.NDArray[np.float16]:
+    """Give what an encoder with classes thinks of all images, computed once.
+
+    Returns:
+        float16 ``(N, 1000)``, mapped from the cache, read only.
+    """
+    about = {"images": split.sha256, "size_px": images_N3SS.shape[-1]}
+    about["classifier"] = encoder_sha256(encoder)
+
+    def fill(array: npt.NDArray[Any]) -> None:
+        starts = range(0, len(images_N3SS), ENCODE_BATCH)
+        for start in tqdm(starts, f"classes {split.name}", unit="batch"):
+            features_BRD = encode(encoder, images_N3SS[start : start + ENCODE_BATCH])
+            found_BC = encoder.class_logits(features_BRD).softmax(-1)
+            array[start : start + ENCODE_BATCH] = found_BC.cpu().numpy()
+
+    shape = (len(images_N3SS), IMAGENET_CLASSES)
+    return _cached(cache, f"classes-{split.name}", about, shape, dtype=np.float16, fill=fill)
 
 
 @torch.inference_mode()

@@ -113,6 +113,11 @@ def _from_shards(split: str, shards: Sequence[Path]) -> Split:
     return Split(split, tuple(found), sharded=True)
 
 
+def has_split(directory: Path, split: str) -> bool:
+    """Say whether a directory has a split, by a list or in shards."""
+    return split in split_names(directory) or bool(shards_of(directory, split))
+
+
 def list_path(directory: Path, split: str) -> Path:
     """Give the path of a split's list of images.
 

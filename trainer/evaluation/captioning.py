@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 from tqdm import tqdm
 
 from app.captioner.captions import Caption
@@ -14,6 +16,7 @@ from trainer.data.pixels import MAX_PIXELS
 from trainer.data.text_files import read_captions, read_list
 from trainer.errors import DataError
 from trainer.scoring.scores import Scores, score
+from trainer.scoring.things import things
 
 BATCH_IMAGES = 16
 
@@ -62,6 +65,18 @@ def score_split(
 def references_of(split: Split) -> dict[str, tuple[str, ...]]:
     """Give the captions people wrote for each image."""
     return {example.image: example.captions for example in split.examples}
+
+
+def confidence_and_right(
+    captions: Mapping[str, Caption], references: Mapping[str, Sequence[str]]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]] | None:
+    """Give each caption's confidence, and whether it is right; None where a checkpoint has none."""
+    confidences = [caption.confidence for caption in captions.values()]
+    if not confidences or None in confidences:
+        return None
+    table = things()
+    right = [table.is_right(each.text, references[image]) for image, each in captions.items()]
+    return np.array(confidences, np.float64), np.array(right)
 
 
 def _captions(captioner: Captioner, split: Split) -> Iterator[tuple[str, Caption]]:

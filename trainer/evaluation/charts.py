@@ -46,6 +46,26 @@ def reliability(calibration: Calibration) -> str:
     return _svg("reliability", bars + diagonal + labels, width=_HEIGHT)
 
 
+def risk_and_coverage(points: Sequence[tuple[float, float]]) -> str:
+    """Draw the share of wrong captions over the share that is told, both from 0 to 1."""
+    side = _HEIGHT - 2 * _MARGIN
+    every = max(1, len(points) // side)
+    places = [
+        (_MARGIN + told * side, _HEIGHT - _MARGIN - wrong * side)
+        for told, wrong in (*points[::every], points[-1])
+    ]
+    line = '<path class="line" d="M' + "L".join(f"{x:.1f} {y:.1f}" for x, y in places) + '"/>'
+    labels = (
+        _text(_MARGIN, _HEIGHT - 18, "0")
+        + _text(_MARGIN + side - 6, _HEIGHT - 18, "1")
+        + _text(_MARGIN, _HEIGHT - 4, "coverage")
+        + _text(8, _HEIGHT - _MARGIN, "0")
+        + _text(8, _MARGIN + 8, "1")
+        + _text(_MARGIN, _MARGIN - 10, "share wrong")
+    )
+    return _svg("risk and coverage", line + labels, width=_HEIGHT)
+
+
 def _bar_title(each: Bin) -> str:
     return f"{each.words} words of confidence {each.confidence:.2f}: accuracy {each.accuracy:.2f}"
 

@@ -1,6 +1,6 @@
 """An evaluation -> one HTML file that needs nothing else: no script, no network, no other file."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -11,8 +11,12 @@ from trainer.data.flickr8k import Example, Split
 from trainer.data.pixels import MAX_PIXELS
 from trainer.evaluation.calibration import Calibration, calibrate
 from trainer.evaluation.caption_cards import Card, card_html
-from trainer.evaluation.charts import learning_curves, reliability
+from trainer.evaluation.captioning import caption_texts, confidence_and_right, references_of
+from trainer.evaluation.charts import learning_curves, reliability, risk_and_coverage
+from trainer.scoring.faithfulness import faithfulness
 from trainer.scoring.metrics import METRICS
+from trainer.scoring.reliability import reliability as reliability_of
+from trainer.scoring.reliability import risk_and_coverage as risk_points
 from trainer.scoring.scores import TITLES, Scores, image_ciders
 
 PAGE = "index.html"
@@ -75,6 +79,7 @@ def page(evaluation: Evaluation) -> str:
         f"<h1>{escape(title)}</h1>",
         _score_part(evaluation),
         _curve_part(manifest.history),
+        _confidence_part(evaluation, references),
         _calibration_part(calibrate(evaluation.captions, references)),
         *_caption_parts(evaluation),
     ]
@@ -85,7 +90,7 @@ def page(evaluation: Evaluation) -> str:
 
 
 def _score_part(evaluation: Evaluation) -> str:
-    scores = evaluation.scores
+    scores, texts = evaluation.scores, caption_texts(evaluation.captions)
     found = [(title, getattr(scores, name)) for name, title in zip(METRICS, TITLES, strict=True)]
     rows = "".join(
         f"<tr><td>{title}<td>{each.value:.4f}<td>{each.low:.4f} to {each.high:.4f}"
@@ -96,6 +101,7 @@ def _score_part(evaluation: Evaluation) -> str:
         f"<p>{scores.images} images, tokeniser {escape(scores.tokeniser)}, "
         f"{escape(scores.scorer)}; {escape(str(evaluation.captioner.manifest.search))}.</p>"
         f"<p>{scores.caption_statistics.as_text()}.</p>"
+        f"<p>{faithfulness(texts, references_of(evaluation.split)).as_text()}.</p>"
     )
 
 
@@ -107,6 +113,25 @@ def _curve_part(history: Sequence[dict[str, object]]) -> str:
     return f"<h2>Learning curves</h2><p>{said}</p>{curves}"
 
 
+def _confidence_part(evaluation: Evaluation, references: Mapping[str, Sequence[str]]) -> str:
+    judged = confidence_and_right(evaluation.captions, references)
+    if judged is None:
+        return "<h2>Confidence</h2><p>This checkpoint has no confidence model.</p>"
+    found = reliability_of(*judged)
+    rows = "".join(
+        f"<tr><td>{count}<td>{confidence:.3f}<td>{right:.3f}"
+        for count, confidence, right in found.bins
+    )
+    ranking = "" if found.auroc is None else f"AUROC {found.auroc:.3f}, "
+    return (
+        "<h2>Confidence</h2><p>A caption is right if it names something, and nothing that no "
+        f"reference bears out. {ranking}expected calibration error {found.calibration_error:.3f}. "
+        "The curve shows what share is wrong of those told, as the least confidence falls.</p>"
+        f"{risk_and_coverage(risk_points(*judged))}"
+        f"<table><tr><th>captions<th>mean confidence<th>right{rows}</table>"
+    )
+
+
 def _calibration_part(calibration: Calibration) -> str:
     rows = "".join(
         f"<tr><td>{index / 10:.1f} to {(index + 1) / 10:.1f}<td>{each.words}"
@@ -115,8 +140,8 @@ def _calibration_part(calibration: Calibration) -> str:
         if each
     )
     return (
-        "<h2>Calibration</h2><p>A word's confidence is its probability, given the words before it. "
-        "It counts as correct when any reference of the image holds it. On the diagonal "
+        "<h2>Calibration of words</h2><p>A word's confidence is its probability, given the words "
+        "before it. It counts as correct when any reference of the image holds it. On the diagonal "
         "confidence equals accuracy. Expected calibration error "
         f"{calibration.expected_error:.3f} over {calibration.words} words."
         f"</p>{reliability(calibration)}"

@@ -3,13 +3,13 @@
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from app.captioner import checkpoint, graphs
+from app.captioner import checkpoint, confidence, graphs
 from app.captioner.checkpoint import Checkpoint
 from app.captioner.engines.cpu import CpuEngine
 from app.captioner.engines.torch_engine import TorchEngine
@@ -31,6 +31,18 @@ INT8_SCORES: Final = "dev_int8"
 _CHECKED_IMAGES = 8
 
 
+class Confidence(NamedTuple):
+    """How far captions can be trusted.
+
+    Attributes:
+        content: of ``confidence.safetensors``.
+        scores: what it is worth, for the manifest.
+    """
+
+    content: bytes
+    scores: dict[str, Any]
+
+
 def publish(
     source: TorchCheckpoint,
     store: Path,
@@ -42,6 +54,7 @@ def publish(
     calibration: Sequence[Pixels] = (),
     model_card: str | None = None,
     score_dev: Callable[[Captioner], Scores] | None = None,
+    fit_confidence: Callable[[Checkpoint], Confidence | None] | None = None,
 ) -> Path:
     """Write ``<store>/<name>/<version>`` with golden caption and card, then load and check it.
 
@@ -59,6 +72,7 @@ def publish(
         model_card: in place of the one that is written from the manifest and ``notes``.
         score_dev: scores captions of the dev images, in float32 and, if it is there, in int8; an
             encoder in int8 that costs more than `INT8_MOST_CIDER_LOST` is left out.
+        fit_confidence: fits what tells how far its captions can be trusted.
 
     Raises:
         CheckpointError: the version exists already.
@@ -77,6 +91,10 @@ def publish(
     if graphs.ENCODE_INT8 in files and score_dev and INT8_SCORES not in dev_scores:
         del files[graphs.ENCODE_INT8]
         written = _as_written(source._replace(manifest=manifest), files)
+    confident = fit_confidence(written) if fit_confidence else None
+    if confident:
+        files[confidence.FILE] = confident.content
+        dev_scores["confidence"] = confident.scores
     kept = {**source.manifest.scores, **dev_scores, **scores}
     manifest = _changed(manifest, scores=kept)
     published = source._replace(manifest=manifest)

@@ -3,7 +3,7 @@
 N images, K captions of an image, T steps, B images of a step
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,14 +26,22 @@ class Captions:
     Attributes:
         ids: per image, per caption: word ids, EOS where it was not truncated.
         mirrorable_N: bool, whether the image may be mirrored.
+        weight_N: float, how often an epoch goes through the image.
     """
 
     ids: tuple[tuple[tuple[int, ...], ...], ...]
     mirrorable_N: Tensor
+    weight_N: Tensor
 
     @classmethod
-    def of(cls, split: Split, vocabulary: Vocabulary, options: VocabularyOptions) -> "Captions":
-        """Tokenise and encode a split."""
+    def of(
+        cls,
+        split: Split,
+        vocabulary: Vocabulary,
+        options: VocabularyOptions,
+        weights: Sequence[float] | None = None,
+    ) -> "Captions":
+        """Tokenise and encode a split; every image counts once without weights."""
         tokens = [[tokenise(text) for text in example.captions] for example in split.examples]
         ids = tuple(
             tuple(_ids(words, vocabulary, options.max_words) for words in captions)
@@ -42,25 +50,58 @@ class Captions:
         mirrorable = [
             all(SIDE_WORDS.isdisjoint(words) for words in captions) for captions in tokens
         ]
-        return cls(ids, torch.tensor(mirrorable))
+        weight_N = torch.tensor(weights) if weights else torch.ones(len(ids))
+        return cls(ids, torch.tensor(mirrorable), weight_N)
+
+    @classmethod
+    def of_sentences(
+        cls, sentences: Sequence[str], vocabulary: Vocabulary, options: VocabularyOptions, each: int
+    ) -> "Captions":
+        """Encode sentences that belong to no image, so many together where an image would be."""
+        ids = [_ids(tokenise(text), vocabulary, options.max_words) for text in sentences]
+        ids.sort(key=len)
+        groups = tuple(tuple(ids[start : start + each]) for start in range(0, len(ids), each))
+        return cls(groups, torch.zeros(len(groups), dtype=torch.bool), torch.ones(len(groups)))
 
     def batches(
         self, batch_images: int, captions_per_image: int, generator: Generator
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Go once through the images, in an order that puts captions of like length together.
+        """Go through the images by their weights, captions of like length together.
 
         Yields:
             ``indices_B`` of the images, and ``words_BKT``: BOS, words, EOS, then PAD.
         """
-        chosen = [_choose(captions, captions_per_image, generator) for captions in self.ids]
-        lengths = torch.tensor([max(map(len, captions)) for captions in chosen])
-        for indices_B in _length_ordered(lengths, batch_images, generator):
-            captions = [chosen[index] for index in indices_B.tolist()]
-            yield indices_B, _padded(captions, captions_per_image)
+        seen_M = self._seen(generator)
+        chosen = [
+            _choose(self.ids[index], captions_per_image, generator) for index in seen_M.tolist()
+        ]
+        lengths_M = torch.tensor([max(map(len, captions)) for captions in chosen])
+        for places_B in _length_ordered(lengths_M, batch_images, generator):
+            captions = [chosen[place] for place in places_B.tolist()]
+            yield seen_M[places_B], _padded(captions, captions_per_image)
+
+    def padded(self, start: int, stop: int) -> Tensor:
+        """Give all captions of some images, ``words_BKT``; fewer than K leave rows of PAD."""
+        captions = [list(each) for each in self.ids[start:stop]]
+        return _padded(captions, max(map(len, captions)))
 
     def steps(self, batch_images: int) -> int:
         """Count the steps of an epoch."""
-        return -(-len(self.ids) // batch_images)
+        seen = int(self.weight_N.floor().sum()) + round(self._left_N().sum().item())
+        return -(-seen // batch_images)
+
+    def _left_N(self) -> Tensor:  # noqa: N802
+        return self.weight_N - self.weight_N.floor()
+
+    def _seen(self, generator: Generator) -> Tensor:
+        """Say which images an epoch sees: a weight of 1.5 is once for all, again for half."""
+        whole_M = torch.arange(len(self.ids)).repeat_interleave(self.weight_N.long())
+        left_N = self._left_N()
+        count = round(left_N.sum().item())
+        if not count:
+            return whole_M
+        drawn = torch.multinomial(left_N, count, generator=generator)
+        return torch.cat((whole_M, drawn))
 
 
 def targets(words_BKT: Tensor) -> Tensor:

@@ -63,6 +63,28 @@ class CachedFeatures:
             yield torch.from_numpy(block).to(self._device).float()
 
 
+class NoFeatures:
+    """In place of images that nobody has: one region without anything in it."""
+
+    def __init__(self, data: TrainingData, encoder: Encoder) -> None:
+        self._on_dev = AugmentedFeatures(data, encoder)
+        self._encoder = encoder
+
+    def begin(
+        self,
+        indices_B: Tensor,
+        generator: Generator,  # noqa: ARG002
+        share: slice,
+    ) -> Callable[[], Tensor]:
+        """Give zeros ``features_B1D`` when asked for; nothing is drawn."""
+        size = len(indices_B[share]), 1, self._encoder.width
+        return partial(torch.zeros, size, device=self._encoder.mean.device)
+
+    def dev(self) -> Iterator[Tensor]:
+        """Give ``features_BRD`` of all dev images, batch by batch, in order."""
+        return self._on_dev.dev()
+
+
 class AugmentedFeatures:
     """Features of an encoder that learns: augmented images go through it at every step."""
 

@@ -2,12 +2,13 @@
 
 import tomllib
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from app.captioner.architecture import Architecture
 from app.captioner.manifest import BoundedSearch, ImageGeometry, Name
+from app.captioner.model.torch_checkpoint import TorchCheckpoint
 from app.captioner.search import SearchOptions
 from trainer.errors import RecipeError
 
@@ -27,6 +28,8 @@ class VocabularyOptions(_Part):
     min_count: int = Field(default=5, ge=1)
     max_words: int = Field(default=20, ge=1)
 
+
+Weight = Annotated[float, Field(gt=0, le=100)]
 
 _KIND_DEFAULTS: dict[str, dict[str, Any]] = {
     "self_critical": {"learning_rate": 5e-5, "label_smoothing": 0.0, "schedule": "constant"},
@@ -49,8 +52,8 @@ class Stage(_Part):
     Attributes:
         kind: ``cached`` trains the decoder on features computed once; ``fine_tune`` trains the
             encoder's last blocks too, on augmented images; ``self_critical`` raises the CIDEr-D of
-            captions it draws itself; ``average`` takes no step, it tries the mean of earlier
-            epochs' weights.
+            captions it draws itself; ``language`` trains the decoder on sentences without images;
+            ``average`` takes no step, it tries the mean of earlier epochs' weights.
         epochs: passes over the training images.
         batch_images: images of a step; each comes with its captions.
         learning_rate: peak rate of the decoder (Adam), 5e-5 by default in ``self_critical``. It
@@ -62,6 +65,9 @@ class Stage(_Part):
             statistics stay fixed. A ``self_critical`` stage with 0 works on cached features.
         warmup_steps: steps until the peak rate.
         label_smoothing: Szegedy et al. 2016, section 7; 0 by default in ``self_critical``.
+        class_weight: weight in the loss of the cross-entropy towards the ImageNet classes that the
+            encoder saw before training (Li and Hoiem 2016, "Learning without forgetting"); for a
+            network with ``classes`` and stages that train the encoder.
         dropout: in place of the network's own.
         weight_decay: decoupled (AdamW).
         max_gradient_norm: gradients are clipped to this 2-norm.
@@ -78,7 +84,7 @@ class Stage(_Part):
             ``stages``, ``average`` only. The checkpoint a run started from counts as a stage.
     """
 
-    kind: Literal["cached", "fine_tune", "self_critical", "average"]
+    kind: Literal["cached", "fine_tune", "self_critical", "language", "average"]
     epochs: int = Field(ge=1)
     batch_images: int = Field(default=32, ge=1)
     learning_rate: float = Field(default=5e-4, gt=0)
@@ -87,6 +93,7 @@ class Stage(_Part):
     unfrozen_blocks: int = Field(default=0, ge=0)
     warmup_steps: int = Field(default=100, ge=0)
     label_smoothing: float = Field(default=0.1, ge=0, lt=1)
+    class_weight: float = Field(default=0.0, ge=0)
     dropout: float | None = Field(default=None, ge=0, lt=1)
     weight_decay: float = Field(default=0.0, ge=0)
     max_gradient_norm: float = Field(default=5.0, gt=0)
@@ -114,7 +121,9 @@ class Stage(_Part):
             raise ValueError("fine_tune needs encoder_learning_rate and unfrozen_blocks above 0")
         if self.kind == "self_critical" and not (tunes or rests):
             raise ValueError("give encoder_learning_rate and unfrozen_blocks together, or neither")
-        if self.kind in {"cached", "average"} and not rests:
+        if self.class_weight and not tunes:
+            raise ValueError("class_weight belongs to stages that train the encoder: leave it out")
+        if self.kind in {"cached", "language", "average"} and not rests:
             raise ValueError(
                 f"{self.kind} trains no encoder: leave out its rate and unfrozen_blocks"
             )
@@ -143,6 +152,8 @@ class Network(_Part):
         default=False,
         validation_alias=AliasChoices("global_feature", "whole_image"),  # its name until 0.2.0
     )
+    tied_words: bool = False
+    classes: bool = False
     dropout: float = 0.5
 
     def architecture(self, words: int) -> Architecture:
@@ -150,31 +161,74 @@ class Network(_Part):
         return Architecture(words=words, **self.model_dump())
 
 
-class Recipe(_Part):
-    """A whole run.
+class PartialRecipe(_Part):
+    """A whole run, perhaps without the network: then it is that of a checkpoint to start from.
 
     Attributes:
         name: of the checkpoint.
         seed: of weights, order, dropout and augmentation.
         captions_per_image: captions of an image per epoch; of more, a random choice is taken.
+        data_weights: how often an epoch sees each image of the first data directory with a split
+            ``train``, of the second and so on; 1 each by default.
+        dev_weights: share of each data directory with a split ``dev`` in the dev score that epochs
+            are chosen by; alike by default.
     """
 
     name: Name
     seed: int = Field(default=1, ge=0)
     captions_per_image: int = Field(default=5, ge=1)
-    network: Network
-    image: ImageGeometry
+    data_weights: tuple[Weight, ...] = ()
+    dev_weights: tuple[Weight, ...] = ()
+    network: Network | None = None
+    image: ImageGeometry | None = None
     vocabulary: VocabularyOptions = VocabularyOptions()
-    search: BoundedSearch = SearchOptions()
+    search: BoundedSearch | None = None
     stages: tuple[Stage, ...] = Field(min_length=1)
 
     @model_validator(mode="after")
     def _architecture_is_possible(self) -> Self:
+        if self.network is None or self.image is None:
+            if (self.network, self.image) != (None, None):
+                raise ValueError("give network and image together, or neither")
+            return self
         self.network.architecture(words=5)
+        if not self.network.classes and any(stage.class_weight for stage in self.stages):
+            raise ValueError("class_weight needs network.classes: set it to true")
         return self
 
 
-def read_recipe(path: Path, *, changes: list[str] | None = None) -> Recipe:
+class Recipe(PartialRecipe):
+    """A whole run, with its network."""
+
+    network: Network
+    image: ImageGeometry
+    search: BoundedSearch = SearchOptions()
+
+
+def completed(recipe: PartialRecipe, start: TorchCheckpoint | None) -> Recipe:
+    """Take from a checkpoint what the recipe leaves open.
+
+    Raises:
+        RecipeError: there is neither a network nor a checkpoint.
+    """
+    fields = recipe.model_dump()
+    if recipe.network is None:
+        if start is None:
+            raise RecipeError(
+                f"recipe {recipe.name} has no network: give the checkpoint to start from with "
+                "--initial, or a recipe with [network] and [image]"
+            )
+        about = start.manifest.architecture.model_dump(exclude={"words", "mean", "std"})
+        fields |= {"network": about, "image": start.manifest.image}
+    if recipe.search is None:
+        fields["search"] = start.manifest.search if start else SearchOptions()
+    try:
+        return Recipe.model_validate(fields)
+    except ValidationError as error:
+        raise RecipeError(f"recipe {recipe.name}: {_explain(error)}") from None
+
+
+def read_recipe(path: Path, *, changes: list[str] | None = None) -> PartialRecipe:
     """Read a recipe.
 
     Args:
@@ -188,7 +242,8 @@ def read_recipe(path: Path, *, changes: list[str] | None = None) -> Recipe:
         fields = tomllib.loads(path.read_text(encoding="utf-8"))
         for change in changes or []:
             _apply(fields, change)
-        return Recipe.model_validate(fields)
+        kind = Recipe if "network" in fields or "image" in fields else PartialRecipe
+        return kind.model_validate(fields)
     except ValidationError as error:
         raise RecipeError(f"recipe {path}: {_explain(error)}") from None
     except (OSError, ValueError) as error:

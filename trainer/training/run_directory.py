@@ -1,6 +1,7 @@
 """The run directory: what a run leaves on disk, and how it goes on from there.
 
 recipe.json    what was asked for, changes applied
+data.json      hashes of what is trained on
 state.pt       everything needed to go on after the last finished epoch
 best/          checkpoint of the epoch with the highest free-running dev CIDEr
 weights/       float32 weights of the epochs that a later stage may average
@@ -13,7 +14,9 @@ taken up or thrown away by `RunDirectory.resume`, what comes after it is written
 """
 
 import json
+import math
 import os
+import pickle
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -36,7 +39,16 @@ from trainer.training.recipe import Recipe
 STATE = "state.pt"
 BEST = "best"
 LOG = "log.jsonl"
-CURVES = ("train_loss", "train_reward", "dev_cider", "dev_bleu_4", "dev_bad_endings_percent")
+DATA = "data.json"
+_MOST_CHANGES = 3
+CURVES = (
+    "train_loss",
+    "train_reward",
+    "dev_loss",
+    "dev_cider",
+    "dev_bleu_4",
+    "dev_bad_endings_percent",
+)
 
 
 @dataclass
@@ -47,6 +59,7 @@ class Progress:
         stage: index of the stage at work.
         epoch: how many of its epochs are done.
         best_cider: the highest on dev so far.
+        best_loss: on dev, of the epoch that has it; of equal scores the lower loss wins.
         best_row: which row of the history has it.
         rate_factor: what the guard rails left of the stage's rates.
         optimiser: state dict.
@@ -57,6 +70,7 @@ class Progress:
     stage: int = 0
     epoch: int = 0
     best_cider: float = -1.0
+    best_loss: float = math.inf
     best_row: int = -1
     rate_factor: float = 1.0
     optimiser: dict[str, Any] | None = None
@@ -84,15 +98,41 @@ class RunDirectory:
     def claim(self, recipe: Recipe) -> None:
         """Make the directory, or make sure that it holds a run of the same recipe.
 
+        A run that never came to the end of an epoch leaves its directory to the next.
+
         Raises:
             TrainerError: the directory holds a run of another recipe.
         """
         path = self.path / "recipe.json"
-        if not path.exists():
+        fields = recipe.model_dump(mode="json")
+        if not path.exists() or not (self.path / STATE).exists():
             self.path.mkdir(parents=True, exist_ok=True)
-            _write(path, json.dumps(recipe.model_dump(mode="json"), indent=2) + "\n")
-        elif not _same(json.loads(path.read_text()), recipe):
-            raise TrainerError(f"{self.path} holds a run of another recipe: name another directory")
+            _write(path, json.dumps(fields, indent=2) + "\n")
+            (self.path / DATA).unlink(missing_ok=True)
+        elif not _same(known := json.loads(path.read_text()), recipe):
+            changed = ", ".join(_changes(known, fields)[:_MOST_CHANGES])
+            raise TrainerError(
+                f"{self.path} holds a run of another recipe ({changed}): name another directory; "
+                f"to train on from it, add --initial {self.path / BEST}"
+            )
+
+    def claim_data(self, identity: Mapping[str, str]) -> None:
+        """Remember what is trained on, or make sure that it is still the same.
+
+        Raises:
+            TrainerError: it is not: ids would stand for other words, or scores for other images.
+        """
+        path = self.path / DATA
+        if not path.exists():
+            _write(path, json.dumps(identity, indent=2) + "\n")
+            return
+        known = json.loads(path.read_text())
+        changed = [name for name, sha256 in identity.items() if known.get(name) != sha256]
+        if changed:
+            raise TrainerError(
+                f"the data has changed since {self.path} began ({', '.join(changed)}): name "
+                f"another directory; to train on from it, add --initial {self.path / BEST}"
+            )
 
     def close(self) -> None:
         """Close the curves."""
@@ -103,7 +143,7 @@ class RunDirectory:
         """Load the weights of the last finished epoch, if any, and tidy up after a kill."""
         progress, path = Progress(), self.path / STATE
         if path.exists():
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            state = self._state(path)
             network.load_state_dict(state["network"])
             progress = Progress(**state["progress"])
             self._write_log(progress)
@@ -112,6 +152,16 @@ class RunDirectory:
             self.path / "tensorboard", purge_step=len(progress.history) + 1
         )
         return progress
+
+    def _state(self, path: Path) -> dict[str, Any]:
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)  # type: ignore[no-any-return]
+        except (RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise TrainerError(
+                f"{path} is damaged ({reason[:100]}): remove it to begin "
+                f"anew, or name another directory and add --initial {self.path / BEST}"
+            ) from None
 
     def propose_best(self, unpublished: TorchCheckpoint) -> None:
         """Lay a checkpoint beside the best one; `save` puts it in its place."""
@@ -191,6 +241,21 @@ def _same(fields: Mapping[str, Any], recipe: Recipe) -> bool:
         return Recipe.model_validate(fields) == recipe
     except ValueError:
         return False
+
+
+def _changes(before: object, after: object, key: str = "") -> list[str]:
+    """Say which keys differ, as `--set` names them."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        pairs = [(name, before.get(name), after.get(name)) for name in {**before, **after}]
+    elif isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
+        pairs = [(str(n), *each) for n, each in enumerate(zip(before, after, strict=True))]
+    else:
+        return [] if before == after else [f"{key} is {after}, was {before}"]
+    return [
+        found
+        for name, old, new in pairs
+        for found in _changes(old, new, f"{key}.{name}" if key else name)
+    ]
 
 
 def _rows(directory: Path) -> int:

@@ -11,19 +11,26 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from app.captioner.model.network import Network
+from app.captioner.model.network import Encoder, Network
 from app.captioner.vocabulary import PAD
 from trainer.errors import TrainerError
 from trainer.training.averaging import MovingAverage, mean
-from trainer.training.batches import targets
+from trainer.training.batches import Captions, targets
 from trainer.training.context import TrainingContext, epochs
-from trainer.training.features import AugmentedFeatures, CachedFeatures, FeatureSource
+from trainer.training.features import (
+    AugmentedFeatures,
+    CachedFeatures,
+    FeatureSource,
+    NoFeatures,
+)
 from trainer.training.objectives import objective
 from trainer.training.recipe import Stage
-from trainer.training.run_directory import Progress
+from trainer.training.run_directory import BEST, Progress
+from trainer.training.training_data import TrainingData
 
 _Item = TypeVar("_Item")
 
@@ -55,9 +62,9 @@ class StageTrainer:
         self.rates = [group["lr"] for group in self.groups]
         self.optimiser = self._new_optimiser()
         self.average = MovingAverage(context.network, stage.ema_decay) if stage.ema_decay else None
-        source = AugmentedFeatures if stage.unfrozen_blocks else CachedFeatures
+        self.captions = _captions(context, stage)
         with context.ranks.leader_first():
-            self.features: FeatureSource = source(context.data, context.network.encoder)
+            self.features: FeatureSource = _source(stage)(context.data, context.network.encoder)
         self.objective = objective(context.recipe, stage, context.data)
         self._resume()
 
@@ -75,7 +82,7 @@ class StageTrainer:
             with self._on_show():
                 scores = self.context.dev_scores(self.features)
                 row["seconds"] = round(time.monotonic() - started, 1)
-                row |= self._guard(scores.cider.value)
+                row |= self._guard(scores.cider)
                 self.context.record_epoch(self.progress, row, scores)
             self._close_epoch(epoch, reverted="reverted" in row)
         if self.average:
@@ -96,6 +103,8 @@ class StageTrainer:
         if self.stage.unfrozen_blocks:
             blocks = network.encoder.blocks[-self.stage.unfrozen_blocks :]
             parts = nn.ModuleList([blocks, network.encoder.head])
+            if self.stage.class_weight and network.encoder.classes is not None:
+                parts.append(network.encoder.classes)
             parts.requires_grad_(requires_grad=True)
             encoder = list(parts.parameters())
             groups.append({"params": encoder, "lr": self.stage.encoder_learning_rate})
@@ -117,7 +126,7 @@ class StageTrainer:
         seed = (self.context.recipe.seed * 1009 + self.progress.stage) * 1009 + epoch
         torch.manual_seed(seed + ranks.rank * RANK_SEEDS)
         generator = torch.Generator().manual_seed(seed)
-        captions, per_image = self.context.data.captions, self.context.recipe.captions_per_image
+        captions, per_image = self.captions, self.context.recipe.captions_per_image
         steps = captions.steps(self.stage.batch_images)
         batches = captions.batches(self.stage.batch_images, per_image, generator)
         self.context.network.train()
@@ -133,6 +142,12 @@ class StageTrainer:
             self._set_rates(epoch * steps + step, self.stage.epochs * steps)
             metrics.append(self._train_step(*batch))
         totals = ranks.total(_sums(metrics))
+        if not all(map(math.isfinite, totals.values())):
+            raise TrainerError(
+                f"the loss is not a number in stage {self.progress.stage + 1}, epoch {epoch + 1}: "
+                f"lower stages.{self.progress.stage}.learning_rate (now "
+                f"{self.stage.learning_rate:g}); {BEST}/ stays as it was"
+            )
         return {f"train_{name}": round(total / steps, 4) for name, total in totals.items()}
 
     def _train_step(
@@ -154,10 +169,21 @@ class StageTrainer:
         """Take the gradients of this rank's share, and give its part of the figures."""
         mine, decoder = self.context.ranks.share, self.context.network.decoder
         with self.context.autocast():
-            words_BKT = words_BKT[mine].to(self.context.device)
-            metrics = self.objective(decoder, features(), indices_B[mine], words_BKT)
+            words_BKT, features_BRD = words_BKT[mine].to(self.context.device), features()
+            metrics = self.objective(decoder, features_BRD, indices_B[mine], words_BKT)
+            if self.stage.class_weight:
+                metrics |= self._with_classes(metrics["loss"], features_BRD, indices_B[mine])
         (metrics["loss"] * weight).backward()  # type: ignore[no-untyped-call]
         return {name: figure.detach() * weight for name, figure in metrics.items()}
+
+    def _with_classes(
+        self, loss: Tensor, features_BRD: Tensor, indices_B: Tensor
+    ) -> dict[str, Tensor]:
+        """Add what the encoder forgets of the classes it once knew."""
+        known_BC = torch.from_numpy(self.context.class_probabilities[indices_B.numpy()])
+        logits_BC = self.context.network.encoder.class_logits(features_BRD)
+        forgotten = F.cross_entropy(logits_BC, known_BC.to(logits_BC.device, logits_BC.dtype))
+        return {"loss": loss + self.stage.class_weight * forgotten, "class_loss": forgotten}
 
     def _weight(self, words_BKT: Tensor) -> float:
         """Say how much this rank's mean weighs in that of the batch: 1 on a single rank.
@@ -204,11 +230,28 @@ class StageTrainer:
             self.average.reset()
 
 
+def _captions(context: TrainingContext, stage: Stage) -> Captions:
+    if stage.kind != "language":
+        return context.data.captions
+    if context.data.sentences is None:
+        raise TrainerError("a stage of the kind language reads sentences: give --sentences FILE")
+    return context.data.sentences
+
+
+def _source(stage: Stage) -> Callable[[TrainingData, Encoder], FeatureSource]:
+    if stage.kind == "language":
+        return NoFeatures
+    return AugmentedFeatures if stage.unfrozen_blocks else CachedFeatures
+
+
 def learning_rate_scale(
     step: int, steps: int, warmup_steps: int, *, schedule: str = "cosine"
 ) -> float:
-    """Return the share of the peak rate at a step: a linear warm-up, then half a cosine to zero."""
-    warm = min(1.0, (step + 1) / (warmup_steps + 1))
+    """Return the share of the peak rate at a step: a linear warm-up, then half a cosine to zero.
+
+    The warm-up takes a tenth of the steps at most: of sixty steps a hundred would leave none.
+    """
+    warm = min(1.0, (step + 1) / (min(warmup_steps, steps // 10) + 1))
     falling = 0.5 * (1 + math.cos(math.pi * step / steps))
     return warm * (falling if schedule == "cosine" else 1.0)
 
@@ -243,7 +286,7 @@ def _try_average(context: TrainingContext, stage: Stage, progress: Progress) -> 
     row: dict[str, Any] = {"stage": progress.stage, "kind": stage.kind, "epoch": 0}
     row["averaged"] = sorted(found)
     row["seconds"] = round(time.monotonic() - started, 1)
-    row["kept"] = scores.cider.value > progress.best_cider
+    row["kept"] = scores.cider > progress.best_cider
     if not context.record_epoch(progress, row, scores):
         context.network.load_state_dict(before)
     progress.epoch, progress.optimiser = 1, None

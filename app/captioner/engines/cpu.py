@@ -20,7 +20,7 @@ import openvino as ov
 from openvino import opset13
 
 from app.captioner import tensors
-from app.captioner.architecture import Architecture
+from app.captioner.architecture import IMAGENET_CLASSES, Architecture, summary_part
 from app.captioner.checkpoint import Checkpoint
 from app.captioner.engines.engine import EngineResult, Precision, Stage
 from app.captioner.engines.numpy_search import (
@@ -202,8 +202,10 @@ def _check_together(encode: ov.Model, step: ov.Model, manifest: Manifest) -> Non
     H, G = about.hidden_width, _gates(about)
     _reshape(encode, [[B, S, S, 3]])
     _check_memory(encode)
-    start, *image = (_shape(output) for output in encode.outputs)
-    cell, *image = image
+    start, cell, *image = (_shape(output) for output in encode.outputs)
+    if about.classes:
+        _expect(image[-1:] == [[B, IMAGENET_CLASSES]], "they tell other classes")
+        image = image[:-1]
     rows = [[B, K, G], [B, K, H], [B, K, H]]
     _reshape(step, [*rows, *image])
     _check_memory(step)
@@ -311,7 +313,9 @@ class _Worker:
     """Graphs that one batch at a time uses."""
 
     def __init__(self, models: _Models) -> None:
-        self.words = models.manifest.architecture.words
+        about = models.manifest.architecture
+        self.words = about.words
+        self._has_classes, self._summary_part = about.classes, summary_part(about)
         self._options = models.manifest.search
         self._encode = models.compiled(models.encode)
         self._step = models.compiled(models.step)
@@ -339,7 +343,10 @@ class _Worker:
 
     def _search(self, parts: Sequence[Floats], still_waiting: StillWaiting) -> BeamArrays:
         hidden_B1H, cell_B1H, *image = parts
-        return search(
+        classes_BC = image.pop().copy() if self._has_classes else None
+        summed = hidden_B1H if self._summary_part is None else image[self._summary_part]
+        summary_BW = summed.mean(1)  # what a lone image left is overwritten by the next
+        found = search(
             self,
             Encoded(hidden_B1H, cell_B1H, image),
             self._options,
@@ -348,6 +355,7 @@ class _Worker:
             banned=(PAD, UNK),
             still_waiting=still_waiting,
         )
+        return found._replace(summary_BW=summary_BW, classes_BC=classes_BC)
 
     def __call__(
         self,

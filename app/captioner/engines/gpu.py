@@ -95,9 +95,12 @@ class GpuEngine:
 
 def _search(network: Network, options: SearchOptions, features_BRD: Tensor) -> Beams:
     banned = (PAD, UNK)
-    return beam.search(
+    beams = beam.search(
         network.decoder, features_BRD, options, bos=BOS, eos=EOS, banned=banned, still_waiting=None
     )
+    if network.encoder.classes is None:
+        return beams
+    return beams._replace(classes_BC=network.encoder.class_logits(features_BRD).softmax(-1))
 
 
 def guarded(job: Callable[[], Result]) -> Result:

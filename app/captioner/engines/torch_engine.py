@@ -35,6 +35,9 @@ class TorchEngine:
         features_BRD = self._network.eval().encoder(stacked(images, self._network))
         encoded_s = time.monotonic()
         beams = self.search(features_BRD, still_waiting)
+        if self._network.encoder.classes is not None:
+            classes_BC = self._network.encoder.class_logits(features_BRD).softmax(-1)
+            beams = beams._replace(classes_BC=classes_BC.cpu().numpy())
         stages = Stage("encode", began_s, encoded_s), Stage("search", encoded_s, time.monotonic())
         return EngineResult(list(range(len(images))), beams, stages)
 

@@ -40,6 +40,9 @@ class Decoder(Protocol[State]):
     def select(self, state: State, images_B: Tensor) -> State:
         """Keep the state of these images of the batch alone."""
 
+    def summary(self, state: State) -> Tensor | None:
+        """Give ``summary_BW``, each image in one vector."""
+
 
 class Beams(NamedTuple):
     """`search.BeamArrays` as tensors."""
@@ -50,6 +53,8 @@ class Beams(NamedTuple):
     scores_BK: Tensor
     word_log_probs_BKT: Tensor
     attention_BKTR: Tensor | None
+    summary_BW: Tensor | None = None
+    classes_BC: Tensor | None = None
 
     def arrays(self) -> BeamArrays:
         """Copy the beams from their device."""
@@ -116,6 +121,7 @@ def search(
     """
     between = steps_between_checks(features_BRD.device)
     state = decoder.start(features_BRD, options.beam_width)
+    summary_BW = decoder.summary(state)
     beam = _first_beam(features_BRD, options.beam_width, bos)
     forbidden = {bos, *banned}
     said_BKT = beam.words_BK.unsqueeze(-1)
@@ -146,7 +152,7 @@ def search(
             staying_B = torch.tensor(staying, device=features_BRD.device)
             beam, state = _select(beam, staying_B), decoder.select(state, staying_B)
             said_BKT = said_BKT.index_select(0, staying_B)
-    return _read_back(_together([*left, beam]), traces, eos)
+    return _read_back(_together([*left, beam]), traces, eos)._replace(summary_BW=summary_BW)
 
 
 def _first_beam(features_BRD: Tensor, width: int, bos: int) -> _Beam:

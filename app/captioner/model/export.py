@@ -54,7 +54,11 @@ class _Encode(nn.Module):
     def forward(self, images_BHWC: Tensor) -> tuple[Tensor, ...]:
         features_BRD = self.encoder(images_BHWC.permute(0, 3, 1, 2))
         state = self.decoder.start(features_BRD, 1)
-        return (*state.rows, *state.image)
+        told = () if self.encoder.classes is None else (self._class_probabilities(features_BRD),)
+        return (*state.rows, *state.image, *told)
+
+    def _class_probabilities(self, features_BRD: Tensor) -> Tensor:
+        return self.encoder.class_logits(features_BRD).softmax(-1)
 
 
 class _Step(nn.Module):
@@ -200,6 +204,8 @@ def _models(network: Network, about: Architecture) -> dict[str, openvino.Model]:
     encode = _Encode(network.encoder, network.decoder).eval()
     with torch.no_grad():
         hidden_B1H, cell_B1H, *image = encode(_traced_images())
+    if about.classes:
+        del image[-1]  # no step needs the classes
     gates_B1G = torch.zeros(len(hidden_B1H), 1, network.decoder.gates * about.hidden_width)
     step = (gates_B1G, hidden_B1H, cell_B1H, *image)
     models = {

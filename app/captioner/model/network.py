@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision import models
 
-from app.captioner.architecture import ENCODER_SHAPES, Architecture
+from app.captioner.architecture import ENCODER_SHAPES, Architecture, summary_part
+from app.captioner.model.efficientnet_lite import SCALES, EfficientNetLite
 
 # --- encoders -----------------------------------------------------------------------------------
 
@@ -65,7 +66,22 @@ _CUTS: dict[str, _Cut] = {
     "mobilenet_v3_large": _Cut(_features, _pooled_and_classifier_start),
     "efficientnet_b0": _Cut(_features, _pooled),
     "convnext_tiny": _Cut(_features, _convnext_head),
+    **dict.fromkeys(SCALES, _Cut(_features, _pooled)),
 }
+
+
+def new_classifier(name: str) -> nn.Module:
+    """Build the whole classifier that an encoder is cut from, with random weights."""
+    if name in SCALES:
+        return EfficientNetLite(name)
+    net: nn.Module = models.get_model(name, weights=None)
+    return net
+
+
+def last_layer(classifier: nn.Module) -> nn.Linear:
+    """Give the layer of a classifier that scores the classes: the last of all."""
+    *_, last = (each for each in classifier.modules() if isinstance(each, nn.Linear))
+    return last
 
 
 class Encoder(nn.Module):
@@ -82,11 +98,12 @@ class Encoder(nn.Module):
     def __init__(self, architecture: Architecture, classifier: nn.Module | None = None) -> None:
         super().__init__()
         cut, shape = _CUTS[architecture.encoder], ENCODER_SHAPES[architecture.encoder]
-        net = classifier or models.get_model(architecture.encoder, weights=None)
+        net = classifier or new_classifier(architecture.encoder)
         self.grid = architecture.features == "grid"
         self.width = shape.grid_width if self.grid else shape.vector_width
         self.blocks = nn.Sequential(*cut.blocks(net))
         self.head = nn.Sequential() if self.grid else nn.Sequential(*cut.head(net))
+        self.classes = last_layer(net) if architecture.classes else None
         self._buffer("mean", architecture.mean)
         self._buffer("std", architecture.std)
 
@@ -109,6 +126,13 @@ class Encoder(nn.Module):
         maps = self.head(self.blocks(pixels_BCHW))
         features_BRD: Tensor = maps.flatten(2).transpose(1, 2) if self.grid else maps.unsqueeze(1)
         return features_BRD
+
+    def class_logits(self, features_BRD: Tensor) -> Tensor:
+        """Score the 1000 ImageNet classes, ``logits_BC``, of an encoder that kept them."""
+        if self.classes is None:
+            raise ValueError("this encoder has no classes: set network.classes")
+        logits_BC: Tensor = self.classes(features_BRD.mean(1))
+        return logits_BC
 
 
 # --- decoders -----------------------------------------------------------------------------------
@@ -141,6 +165,7 @@ class Decoder(nn.Module):
         self.input_gates = nn.Linear(architecture.embedding_width, gates_width)
         self.recurrent_gates = nn.Linear(self.hidden_width, gates_width, bias=False)
         self.dropout = nn.Dropout(architecture.dropout)
+        self._summary_part = summary_part(architecture) or 0
         # in a network prepared for inference: what `word_gates` would compute, for every word
         self.word_gates_VG: Tensor | None = None
         nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
@@ -189,6 +214,14 @@ class Decoder(nn.Module):
         hidden, cell = (row.index_select(0, images_B) for row in state.rows)
         image = tuple(part.index_select(0, images_B) for part in state.image)
         return DecoderState(image, (hidden, cell))
+
+    def summary(self, state: DecoderState) -> Tensor:
+        """Give ``summary_BW``, each image in one vector: the mean over what it is to this decoder.
+
+        See `app.captioner.architecture.summary_part`.
+        """
+        part = state.image[self._summary_part] if state.image else state.rows[0]
+        return part.mean(1)
 
     def forward(self, features_BRD: Tensor, words_BKT: Tensor) -> tuple[Tensor, Tensor | None]:
         """Read whole captions (teacher forcing).
@@ -329,7 +362,8 @@ class AttentionDecoder(Decoder):
         self.global_feature = (
             nn.Linear(feature_width, width) if architecture.global_feature else None
         )
-        self.words = nn.Linear(width, architecture.words)
+        words = architecture.words
+        self.words = _TiedWords(words) if architecture.tied_words else nn.Linear(width, words)
 
     def _see(self, features_BRD: Tensor) -> tuple[Tensor, ...]:
         values_BRH = self.dropout(F.relu(self.regions(self.normalise(features_BRD))))
@@ -360,7 +394,21 @@ class AttentionDecoder(Decoder):
         attention_BKR = torch.cat((regions_BKR, itself_BK1), dim=-1).softmax(-1)
         context = attention_BKR[..., :-1] @ values_BRH + attention_BKR[..., -1:] * sentinel
         mixed = torch.tanh(sum(merged, self.context(torch.cat((hidden, context), dim=-1))))
-        return self.words(self.dropout(mixed)), attention_BKR
+        return self._word_scores(self.dropout(mixed)), attention_BKR
+
+    def _word_scores(self, mixed_BKH: Tensor) -> Tensor:
+        if isinstance(self.words, _TiedWords):
+            return F.linear(mixed_BKH, self.embedding.weight, self.words.bias)
+        logits_BKV: Tensor = self.words(mixed_BKH)
+        return logits_BKV
+
+
+class _TiedWords(nn.Module):
+    """What is left of the last layer if its weights are the embeddings."""
+
+    def __init__(self, words: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(words))
 
 
 DECODERS: dict[str, type[MergeDecoder | InjectDecoder | AttentionDecoder]] = {

@@ -24,6 +24,7 @@ DECODERS = {
     "inject": {},
     "attention": {},
     "attention with global_feature": {"global_feature": True},
+    "attention with tied words and classes": {"tied_words": True, "classes": True},
 }
 SEARCHES = {
     "greedy": {"beam_width": 1},
@@ -87,11 +88,21 @@ def assert_same(found, expected, tolerance=TOLERANCE):
             np.testing.assert_allclose(ours, theirs, atol=tolerance, rtol=0)
 
 
+def assert_same_images(found, expected, tolerance=TOLERANCE):
+    """What is told of an image besides its captions."""
+    for name in ("summary_BW", "classes_BC"):
+        ours, theirs = getattr(found, name), getattr(expected, name)
+        assert (ours is None) == (theirs is None)
+        if theirs is not None:
+            np.testing.assert_allclose(ours, theirs, atol=tolerance * np.abs(theirs).max(), rtol=0)
+
+
 def assert_parity(loaded, images, tolerance=TOLERANCE):
     results = [engine.run(images, always_waiting) for engine in engines(loaded)]
     assert results[0].images == results[1].images == list(range(len(images)))
     assert np.ptp(results[0].beams.log_probs_BK[:, 0]) > 10 * TOLERANCE  # images do differ
     assert_same(results[1].beams, results[0].beams, tolerance)
+    assert_same_images(results[1].beams, results[0].beams, tolerance)
 
 
 @pytest.fixture(scope="module", params=DECODERS)

@@ -72,7 +72,8 @@ def test_what_is_never_repeated_is_searched_as_before():
     free, blocked = (
         run(table, [0, 1, 2], max_words=3, no_repeat_ngram_size=size) for size in (0, 4)
     )
-    assert all(torch.equal(*pair) for pair in zip(free, blocked, strict=True))
+    pairs = zip(free, blocked, strict=True)
+    assert all(one is other is None or torch.equal(one, other) for one, other in pairs)
 
 
 @pytest.mark.parametrize("size", [-1, 1])
@@ -120,11 +121,11 @@ def assert_each_beam_paid_its_own_attention(beams):
 def assert_same(batch, b, alone):
     T = alone.words_BKT.shape[-1]
     for name, value in alone._asdict().items():
+        if name == "attention_BKTR" or value is None:
+            continue  # after the end mark it means nothing; a table knows no classes
         own = getattr(batch, name)[b]
         if name in {"words_BKT", "word_log_probs_BKT"}:
             own = own[:, :T]
-        if name == "attention_BKTR":
-            continue  # after the end mark it means nothing
         assert torch.equal(own, value[0]), name
 
 

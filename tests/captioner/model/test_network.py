@@ -4,7 +4,7 @@ from pydantic import ValidationError
 from torchvision import models
 
 from app.captioner.architecture import ENCODER_SHAPES, Architecture
-from app.captioner.model.network import Encoder, Network
+from app.captioner.model.network import Encoder, Network, new_classifier
 from support.tiny import tiny_network
 
 
@@ -135,3 +135,70 @@ def test_gradients_reach_every_parameter():
         words = torch.randint(4, 16, (2, 2, 4))
         network(images, words).logsumexp(-1).sum().backward()
         assert [name for name, p in network.named_parameters() if p.grad is None] == []
+
+
+def test_efficientnet_lite_takes_pixels_as_its_pretrained_weights_do():
+    architecture = Architecture(
+        encoder="efficientnet_lite1", features="grid", decoder="attention", words=9
+    )
+    encoder = Encoder(architecture)
+    image = torch.tensor([0, 127, 255], dtype=torch.uint8).view(1, 1, 1, 3).expand(1, 3, 1, 3)
+    seen = []
+    encoder.blocks = torch.nn.Sequential(_Keep(seen))
+    encoder(image)
+    torch.testing.assert_close(
+        seen[0][0, 0, 0], torch.tensor([-127.0, 0, 128]) / 128, atol=1e-6, rtol=0
+    )
+
+
+class _Keep(torch.nn.Module):
+    def __init__(self, seen):
+        super().__init__()
+        self.seen = seen
+
+    def forward(self, pixels):
+        self.seen.append(pixels)
+        return pixels
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("efficientnet_lite0", 4_652_008),
+        ("efficientnet_lite1", 5_416_680),
+        ("efficientnet_lite2", 6_092_072),
+    ],
+)
+def test_efficientnet_lite_has_as_many_parameters_as_the_originals(name, parameters):
+    with torch.device("meta"):
+        net = new_classifier(name)
+    assert sum(each.numel() for each in net.parameters()) == parameters
+
+
+def test_classes_are_those_of_the_classifier():
+    torch.manual_seed(0)
+    net = models.mobilenet_v2(weights=None).eval()
+    architecture = Architecture(
+        encoder="mobilenet_v2", features="grid", decoder="attention", words=9, classes=True
+    )
+    encoder = Encoder(architecture, net).eval()
+    image = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    normalised = (image / 255 - encoder.mean) / encoder.std
+    with torch.inference_mode():
+        found = encoder.class_logits(encoder(image))
+        torch.testing.assert_close(found, net(normalised), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"encoder": "vgg16", "classes": True}, "classes can be kept of"),
+        ({"features": "vector", "decoder": "merge", "classes": True}, "set features to 'grid'"),
+        ({"decoder": "merge", "tied_words": True}, "option of decoder 'attention'"),
+        ({"tied_words": True, "embedding_width": 256}, "embedding_width and hidden_width alike"),
+    ],
+)
+def test_what_cannot_be_kept_or_tied_is_refused(changes, message):
+    fields = {"encoder": "mobilenet_v2", "features": "grid", "decoder": "attention", "words": 9}
+    with pytest.raises(ValidationError, match=message):
+        Architecture(**fields | changes)

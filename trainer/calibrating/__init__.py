@@ -1,0 +1,1 @@
+"""How far captions can be trusted: `app.captioner.confidence` is fitted here."""
