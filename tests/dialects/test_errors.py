@@ -108,6 +108,8 @@ ODD = [
     {"images": ["YQ=="], "format": {"type": "integer"}}, {"input": []}, {"input": [7]},
     {"inputs": []}, {"inputs": [{"datatype": "BYTES"}]}, {"inputs": ""}, {"inputs": "%"},
     {"images": "YQ=="}, {"messages": [{"role": 7}]}, {"n": 0, "messages": [{}]},
+    {"inputs": [{"datatype": "BYTES", "shape": [1], "data": [7]}]},
+    {"images": ["YQ=="], "format": {"properties": []}},
 ]  # fmt: skip
 
 
