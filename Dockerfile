@@ -40,6 +40,7 @@ FROM packages AS application
 COPY README.md LICENSE ./
 COPY app app
 COPY trainer trainer
+COPY deploy/client/caption_client deploy/client/caption_client
 COPY model_store /model_store
 RUN --mount=type=cache,target=/var/cache/pip \
     ${PIP} --no-deps --target /app . \

@@ -10,7 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 EVERYTHING = ".[train,dev,otel,bench]"
-OF_A_PLATFORM = ("cuda-", "nvidia-", "triton")  # torch's own metadata names their versions
+OF_A_PLATFORM = ("cuda-", "nvidia-")  # torch's own metadata names their versions, and triton's
 ANY_BUILD_OF = ("torch", "torchvision")
 HEADER = """\
 # What make, CI and the image install: the versions that were tested together. Made by
@@ -43,7 +43,7 @@ def main() -> None:
     lines = [
         constraint(name, version)
         for name, version in sorted(resolved().items())
-        if name != "caption-service" and not name.startswith(OF_A_PLATFORM)
+        if name not in {"caption-service", "triton"} and not name.startswith(OF_A_PLATFORM)
     ]
     (ROOT / "constraints.txt").write_text(HEADER + "\n".join(lines) + "\n", encoding="utf-8")
 

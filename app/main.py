@@ -13,8 +13,11 @@ from typing import TYPE_CHECKING
 import structlog
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
+from starlette.routing import BaseRoute, Route
 
 from app import server
+from app.dialects.errors import DialectErrors
+from app.dialects.registry import chosen
 from app.loading import load_captioner
 from app.observability import logs
 from app.observability.metrics import Metrics
@@ -58,7 +61,7 @@ def create_app(settings: Settings, *, captioner: "Captioner | None" = None) -> F
         lifespan=_lifespan,
         redoc_url=None,
         redirect_slashes=False,
-        routes=routes.router.routes,  # an included router would look each path up twice
+        routes=_routes(settings),  # an included router would look each path up twice
         # what a request leaves behind, ``request_log`` makes
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
@@ -67,6 +70,11 @@ def create_app(settings: Settings, *, captioner: "Captioner | None" = None) -> F
     app.add_exception_handler(HTTPException, problems.answer_http_exception)
     _guard(app, app_state)
     return app
+
+
+def _routes(settings: Settings) -> list[BaseRoute]:
+    foreign = (route for dialect in chosen(settings.dialects) for route in dialect.routes)
+    return [*routes.router.routes, *foreign]
 
 
 def _loader(settings: Settings, captioner: "Captioner | None") -> "Callable[[], Captioner]":
@@ -131,11 +139,17 @@ def _guard(app: FastAPI, app_state: AppState) -> None:
         metrics=app_state.metrics,
     )
     app.add_middleware(Problems)
+    dialects = chosen(app_state.settings.dialects)
+    if dialects:
+        app.add_middleware(DialectErrors, dialects=dialects)
+    paths = [route for dialect in dialects for route in dialect.routes if isinstance(route, Route)]
     app.add_middleware(
         RequestLog,
         metrics=app_state.metrics,
         tracing=app.state.tracing,
-        routes=frozenset(app.openapi()["paths"]),
+        routes=frozenset(app.openapi()["paths"])
+        | {route.path for route in paths if not route.param_convertors},
+        templates=[(route.path_regex, route.path) for route in paths if route.param_convertors],
     )
 
 

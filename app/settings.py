@@ -7,7 +7,7 @@ nothing; ``read_settings`` does, and only ``cli`` calls it.
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -23,6 +23,7 @@ _KEY = re.compile(r"[\x21-\x7e]+")
 
 MOST_WORKERS = 32
 """Batches side by side: each has a copy of the network."""
+DialectName = Literal["openai", "ollama", "huggingface", "kserve", "max"]
 Count = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -44,6 +45,7 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    dialects: Annotated[tuple[DialectName, ...], NoDecode] = get_args(DialectName)
 
     min_confidence: Annotated[float, Field(ge=0, le=1)] | None = None
 
@@ -78,6 +80,13 @@ class Settings(BaseSettings):
     @classmethod
     def _split_keys(cls, value: object) -> object:
         return value.replace(",", " ").split() if isinstance(value, str) else value
+
+    @field_validator("dialects", mode="before")
+    @classmethod
+    def _split_dialects(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        return () if value.strip() == "none" else value.replace(",", " ").split()
 
     @model_validator(mode="after")
     def _keys_are_usable(self) -> Self:

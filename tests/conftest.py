@@ -1,6 +1,9 @@
 """Fixtures that several rooms share."""
 
 import os
+import socket
+import threading
+import time
 
 import pytest
 import structlog
@@ -32,3 +35,24 @@ def checkpoint(tmp_path_factory):
     from support.tiny import save_tiny_checkpoint  # noqa: PLC0415 - brings torch
 
     return save_tiny_checkpoint(tmp_path_factory.mktemp("store"))
+
+
+@pytest.fixture(scope="module")
+def url():
+    """Serve the fake captioner on a real socket; it says of an image what its bytes say."""
+    import uvicorn  # noqa: PLC0415 - what the tests of the trainer need not load
+
+    from app.main import create_app  # noqa: PLC0415
+    from app.settings import Settings  # noqa: PLC0415
+    from support.fake import FakeCaptioner  # noqa: PLC0415
+
+    app = create_app(Settings(), captioner=FakeCaptioner())
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, ws="none"))
+    listening = socket.create_server(("127.0.0.1", 0))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread.start()
+    while not app.state.app_state.health.readyz().ok:
+        time.sleep(0.01)
+    yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+    server.should_exit = True
+    thread.join()

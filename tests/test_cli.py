@@ -46,8 +46,8 @@ def test_a_bad_photo_fails_alone(checkpoint, photos, tmp_path, monkeypatch, caps
     told = capsys.readouterr()
     assert len(told.out.splitlines()) == 2
     first, second = told.err.splitlines()
-    assert str(broken) in first
-    assert "nowhere.png: No such file" in second
+    assert "nowhere.png: No such file" in first  # before the network is loaded
+    assert str(broken) in second
 
 
 def test_caption_takes_the_options_of_the_service(checkpoint, photos, monkeypatch, capsys):
@@ -69,9 +69,9 @@ def test_json_lines_carry_the_candidates(checkpoint, photos, monkeypatch, capsys
     assert len(line["candidates"]) == 2
 
 
-def test_a_checkpoint_that_is_not_there_is_an_error_with_its_name(monkeypatch, capsys):
+def test_a_checkpoint_that_is_not_there_is_an_error_with_its_name(photos, monkeypatch, capsys):
     monkeypatch.setenv("CAPTION_CHECKPOINT", "/nowhere/1")
-    assert main(["caption", "a.jpg"]) == 1
+    assert main(["caption", str(photos[0])]) == 1
     assert "/nowhere/1" in capsys.readouterr().err
 
 

@@ -30,6 +30,14 @@ async def test_no_other_header_is_looked_at_before_the_key():
     problem(refused, 401, "unauthorized")
 
 
+def nothing_there(answer):
+    """Check a 404 in our shape, or in that of the dialect that has the path."""
+    if answer.url.path.startswith("/v2"):
+        assert (answer.status_code, set(answer.json())) == (404, {"error"})
+    else:
+        problem(answer, 404, "not_found")
+
+
 @pytest.mark.parametrize("path", sorted(OPEN_PATHS))
 async def test_an_open_path_is_open_only_as_it_is_written(path):
     encoded = f"/%{ord(path[1]):x}{path[2:]}"
@@ -37,9 +45,8 @@ async def test_an_open_path_is_open_only_as_it_is_written(path):
         plain = await client.get(f"{path}?a=%2f")
         assert (plain.status_code, plain.is_redirect) == (200, False)
         for other in (encoded, f"{path}%00", f"/{path}", path.upper(), f"{path}/"):
-            answer = await client.get(other, headers={"x-api-key": "old"})
-            problem(answer, 404, "not_found")
-        problem(await client.get(encoded), 404, "not_found")
+            nothing_there(await client.get(other, headers={"x-api-key": "old"}))
+        nothing_there(await client.get(encoded))
 
 
 async def test_a_guarded_path_is_guarded_however_it_is_written():

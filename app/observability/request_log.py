@@ -5,7 +5,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import structlog
@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}(-.*)?")
-_QUIET_ROUTES = frozenset({"/livez", "/startupz", "/readyz", "/healthz", "/metrics"})
+_QUIET_ROUTES = frozenset(
+    {"/livez", "/startupz", "/readyz", "/healthz", "/metrics"}
+    | {"/v2/health/live", "/v2/health/ready"}
+)
 _UNMATCHED = "unmatched"
 
 
@@ -31,22 +34,36 @@ class RequestLog:
 
     The layers below leave their outcome in ``scope["state"]["outcome"]``. Probes and scrapes leave
     no span, and their lines whisper.
+
+    Args:
+        app: What answers.
+        metrics: Told of every answer.
+        tracing: Makes the spans.
+        routes: The paths that are routes as they stand.
+        templates: Patterns of paths that have a name in them, with what to call each.
     """
 
     def __init__(
-        self, app: ASGIApp, *, metrics: Metrics, tracing: Tracing, routes: frozenset[str]
+        self,
+        app: ASGIApp,
+        *,
+        metrics: Metrics,
+        tracing: Tracing,
+        routes: frozenset[str],
+        templates: Sequence[tuple[re.Pattern[str], str]] = (),
     ) -> None:
         self.app = app
         self._metrics = metrics
         self._tracing = tracing
         self._routes = routes
+        self._templates = templates
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        route = scope["path"] if scope["path"] in self._routes else _UNMATCHED
+        route = self._route(scope["path"])
         request = _Request(scope, send)
         span = self._begin_span(scope, route)
         ids = span.ids if span else _trace_context(Headers(scope=scope))
@@ -57,6 +74,12 @@ class RequestLog:
                 self._note(request, route)
                 if span:
                     span.end(request.status, request.outcome, request.stages.times)
+
+    def _route(self, path: str) -> str:
+        if path in self._routes:
+            return path
+        named = (name for pattern, name in self._templates if pattern.match(path))
+        return next(named, _UNMATCHED)
 
     def _begin_span(self, scope: Scope, route: str) -> "RequestSpan | None":
         if route in _QUIET_ROUTES:

@@ -36,6 +36,7 @@ from app.web.problems import (
 # Everything else is guarded: a new route is safe before somebody thinks about it.
 OPEN_PATHS = frozenset(
     {"/livez", "/startupz", "/readyz", "/healthz", "/metrics", "/docs", "/openapi.json"}
+    | {"/v2/health/live", "/v2/health/ready"}  # the probes of KServe's protocol
 )
 
 

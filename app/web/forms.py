@@ -106,7 +106,7 @@ def _read_json(content_type: str, body: bytes, query: Options, max_images: int) 
     try:
         request = JsonRequest.model_validate_json(body)
     except ValidationError as error:
-        raise _complaint(error) from None
+        raise complaint(error) from None
     fields = request.model_dump(exclude_unset=True, exclude={"images"})
     uploads = tuple(Upload(None, image.data) for image in request.images)
     return CaptionRequest(uploads, _merged(query, fields))
@@ -143,7 +143,8 @@ def _quotes(body: bytes, most: int) -> list[int]:
     return [*found, len(body)]
 
 
-def _complaint(error: ValidationError) -> RequestError:
+def complaint(error: ValidationError) -> RequestError:
+    """Say what is wrong with a body of JSON: its syntax, or which values."""
     errors = error.errors(include_input=False, include_url=False, include_context=False)
     if any(item["type"] == "json_invalid" for item in errors):
         return MalformedBody()
@@ -186,4 +187,4 @@ def _merged(query: Options, fields: Mapping[str, object]) -> Options:
     try:
         return Options.model_validate({**query.model_dump(exclude_unset=True), **fields})
     except ValidationError as error:
-        raise _complaint(error) from None
+        raise complaint(error) from None

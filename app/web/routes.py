@@ -26,6 +26,7 @@ from app.web.schemas import (
     CaptionResponse,
     CheckpointList,
     HealthReport,
+    ListedCheckpoint,
     Options,
 )
 
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from app.web.answers import Outcome
 
 
-class _Direct(APIRoute):
+class Direct(APIRoute):
     """A route whose function takes the request and gives the response, with nothing in between.
 
     What the framework would do there, for parameters, models and open files that no function here
@@ -50,7 +51,7 @@ class _Direct(APIRoute):
         await response(scope, receive, send)
 
 
-router = APIRouter(route_class=_Direct)
+router = APIRouter(route_class=Direct)
 
 _WHOLE_REQUEST = (Overloaded, NotReady, Closed, DeadlineExceeded)  # not the fault of one image
 _CAPTION_PROBLEMS = (
@@ -72,7 +73,7 @@ class AppState:
     metrics: Metrics
 
 
-def _app_state(request: Request) -> AppState:
+def app_state_of(request: Request) -> AppState:
     """Give the state; as a dependency it would cost every request a tenth of a millisecond."""
     app_state: AppState = request.app.state.app_state
     return app_state
@@ -91,12 +92,26 @@ def _app_state(request: Request) -> AppState:
 )
 async def caption_images(request: Request) -> Response:
     """Answer ``POST /v1/captions``."""
-    app_state = _app_state(request)
+    app_state = app_state_of(request)
     asked = await forms.read(request, app_state.settings.max_images)
+    outcomes = await caption_uploads(asked, request)
+    return await answers.as_json(asked, outcomes, request.state.request_id, app_state.service)
+
+
+async def caption_uploads(asked: CaptionRequest, request: Request) -> "list[Outcome]":
+    """Caption the uploads of an admitted request, within its deadline and its key's share.
+
+    Returns:
+        For each upload its captions, or what is wrong with it.
+
+    Raises:
+        InvalidRequest: More candidates are asked for than the beam is wide.
+        Exception: What concerns the whole request; a lone image's problem is one.
+    """
+    app_state = app_state_of(request)
     _check_n_best(asked.options, app_state.service)
     with app_state.service.holding(len(asked.uploads), request.state.caller):
-        outcomes = await _outcomes(asked, request.state, app_state)
-    return await answers.as_json(asked, outcomes, request.state.request_id, app_state.service)
+        return await _outcomes(asked, request.state, app_state)
 
 
 def _check_n_best(options: Options, service: CaptionService) -> None:
@@ -165,7 +180,9 @@ def _raise_what_concerns_all(outcomes: "list[Outcome]") -> None:
 )
 async def list_checkpoints(request: Request) -> Response:
     """Answer ``GET /v1/models``."""
-    served = CheckpointList(models=[_app_state(request).service.captioner.manifest.public()])
+    manifest = app_state_of(request).service.captioner.manifest
+    listed = ListedCheckpoint(id=f"{manifest.name}:{manifest.version}")
+    served = CheckpointList(models=[manifest.public()], data=[listed])
     return Response(served.model_dump_json(), media_type="application/json")
 
 
@@ -186,20 +203,20 @@ _PROBE_RESPONSES: dict[int | str, dict[str, Any]] = {
 @router.get("/livez", summary="Is it alive?", responses=_PROBE_RESPONSES)
 async def livez(request: Request) -> JSONResponse:
     """Answer ``GET /livez``."""
-    return _probe(_app_state(request).health.livez())
+    return _probe(app_state_of(request).health.livez())
 
 
 @router.get("/startupz", summary="Has it started?", responses=_PROBE_RESPONSES)
 async def startupz(request: Request) -> JSONResponse:
     """Answer ``GET /startupz``."""
-    return _probe(_app_state(request).health.startupz())
+    return _probe(app_state_of(request).health.startupz())
 
 
 @router.get("/healthz", summary="The same as /readyz", responses=_PROBE_RESPONSES)
 @router.get("/readyz", summary="Should work come here?", responses=_PROBE_RESPONSES)
 async def readyz(request: Request) -> JSONResponse:
     """Answer ``GET /readyz`` and ``GET /healthz``."""
-    return _probe(_app_state(request).health.readyz())
+    return _probe(app_state_of(request).health.readyz())
 
 
 @router.get(
@@ -211,6 +228,6 @@ async def readyz(request: Request) -> JSONResponse:
 async def metrics(request: Request) -> Response:
     """Answer ``GET /metrics``."""
     return Response(
-        generate_latest(_app_state(request).metrics.registry),
+        generate_latest(app_state_of(request).metrics.registry),
         headers={"content-type": CONTENT_TYPE_LATEST, "cache-control": "no-store"},
     )

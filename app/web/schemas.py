@@ -258,10 +258,21 @@ class CaptionResponse(Strict):
     results: list[CaptionedImage | RefusedImage]
 
 
+class ListedCheckpoint(Strict):
+    """A checkpoint as clients of OpenAI's API list models."""
+
+    id: str = Field(examples=["flickr8k-mobilenetv2:5"])
+    object: Literal["model"] = "model"
+    created: int = Field(0, description="Always 0: a checkpoint does not say when it was made.")
+    owned_by: str = "caption-service"
+
+
 class CheckpointList(Strict):
-    """The checkpoints served."""
+    """The checkpoints served: their manifests, and the list that OpenAI's clients read."""
 
     models: list[dict[str, Any]]
+    object: Literal["list"] = "list"
+    data: list[ListedCheckpoint]
 
 
 class HealthReport(Strict):

@@ -1,0 +1,1 @@
+"""What programs written for other services ask, and the answers they can read."""

@@ -1,0 +1,69 @@
+"""Uploads -> captions, all of them or an error, and what is said where there is no image."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from fastapi import Request
+
+from app.web.forms import CaptionRequest, Upload
+from app.web.routes import app_state_of, caption_uploads
+from app.web.schemas import Options
+
+if TYPE_CHECKING:
+    from app.captioner.captions import Caption
+    from app.captioner.presentation import Told
+
+NOTE_HEADER = "x-caption-note"
+TEXT_IGNORED = "Text is ignored: this service describes images and answers no questions."
+UNSURE = "not sure what this shows"
+NO_IMAGE = "Send an image: this service describes images and answers no questions."
+
+
+async def candidates_of(
+    uploads: Sequence[Upload], request: Request, *, n_best: int = 1
+) -> "list[tuple[Caption, ...]]":
+    """Caption the uploads of a request, each with as many candidates as asked for, best first.
+
+    A caption that the service withholds gives its place to what the image may show.
+
+    Raises:
+        Exception: The first thing that is wrong with the request or one of its images.
+    """
+    if not uploads:
+        return []
+    asked = CaptionRequest(tuple(uploads), Options(n_best=n_best))
+    candidates = []
+    for outcome in await caption_uploads(asked, request):
+        if isinstance(outcome, Exception):
+            raise outcome
+        candidates.append((_instead(outcome),) if outcome.withheld else outcome[:n_best])
+    return candidates
+
+
+def _instead(told: "Told") -> "Caption":
+    labels = ", ".join(tag.label for tag in told.tags or ())
+    text = f"may show: {labels}" if labels else UNSURE
+    return replace(told[0], text=text, words=())
+
+
+def checkpoint_name(request: Request) -> str:
+    """Name what answers, as ``name:version``."""
+    manifest = app_state_of(request).service.captioner.manifest
+    return f"{manifest.name}:{manifest.version}"
+
+
+def max_images(request: Request) -> int:
+    """Give how many images a request may have."""
+    return app_state_of(request).settings.max_images
+
+
+def note(*, ignored_text: bool) -> dict[str, str]:
+    """Give the header that says what was not used."""
+    return {NOTE_HEADER: TEXT_IGNORED} if ignored_text else {}
+
+
+def pieces(text: str) -> Iterator[str]:
+    """Split an answer for who wants it streamed; the search ends with all words at once."""
+    first, *others = text.split(" ")
+    yield from (piece for piece in (first, *(f" {word}" for word in others)) if piece)

@@ -1,0 +1,41 @@
+"""The arguments of the verb `caption`; imports nothing heavy, for every verb reads them."""
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of the verb."""
+    parser.add_argument(
+        "photos", nargs="+", metavar="PATH", help="files, folders, patterns, or - for stdin"
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    parser.add_argument("--n-best", type=_positive, default=1, metavar="N", help="captions each")
+    parser.add_argument(
+        "--min-confidence", type=_share, metavar="P", help="withhold captions below it, 0 to 1"
+    )
+    parser.add_argument("--neutral", action="store_true", help="say person, not man or woman")
+    parser.add_argument("--style", choices=("sentence", "alt"), default="sentence")
+    parser.add_argument("--tags", action="store_true", help="what the photos may show")
+    parser.add_argument("--url", help="use a running service, with the first of CAPTION_API_KEYS")
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help=".jsonl or .csv; a later run adds the rest"
+    )
+    parser.add_argument("--sidecar", action="store_true", help="write photo.jpg.txt beside each")
+    parser.add_argument(
+        "--write-metadata", action="store_true", help="write XMP, EXIF and IPTC descriptions"
+    )
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("expected a number of at least 1")
+    return number
+
+
+def _share(text: str) -> float:
+    number = float(text)
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError("expected a number from 0 to 1")
+    return number

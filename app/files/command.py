@@ -1,0 +1,143 @@
+"""The verb `caption`: its arguments, and what it does with them."""
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+
+from app.captioner.errors import CheckpointError
+from app.files import metadata, outputs
+from app.files.metadata import NoMetadata
+from app.files.outcome import CaptionAll, Outcome, Source
+from app.files.outputs import Table, Write, complain
+from app.files.sources import find
+from app.settings import Settings
+
+INTERRUPTED = 130
+"""The exit code of who was stopped by SIGINT, as shells count."""
+
+
+def run(options: argparse.Namespace, settings: Settings) -> int:
+    """Caption photos and give the exit code: 0, or 1 where one of them has no caption."""
+    photos, wrong = find(options.photos)
+    for each in wrong:
+        complain(each)
+    try:
+        with ExitStack() as opened:
+            writes, done = _outputs(options, opened)
+            photos = [photo for photo in photos if photo.name not in done]
+            all_well = not photos or _caption(photos, writes, options, settings)
+    except BrokenPipeError:  # who reads our lines has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (CheckpointError, NoMetadata, ValueError, OSError) as error:
+        complain(error)
+        return 1
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return 0 if all_well and not wrong else 1
+
+
+def _outputs(options: argparse.Namespace, opened: ExitStack) -> tuple[list[Write], frozenset[str]]:
+    """Open what was asked for; give how to write, and the photos that an earlier run did.
+
+    Raises:
+        ValueError: The table's name says no format.
+        OSError: It cannot be written.
+        NoMetadata: The library is not installed.
+    """
+    writes: list[Write] = []
+    done: frozenset[str] = frozenset()
+    if options.write_metadata:
+        metadata.check_library()
+        writes.append(outputs.into_photo)
+    if options.sidecar:
+        writes.append(outputs.sidecar)
+    if options.output is not None:  # last: what stands there is done in all places
+        table = Table(options.output)
+        opened.callback(table.close)
+        writes.append(table.write)
+        done = table.done
+    if not writes or options.json:
+        lines = outputs.lines_with_tags if options.tags else outputs.lines
+        writes.insert(0, outputs.json_lines if options.json else lines)
+    return writes, done
+
+
+def _caption(
+    photos: Sequence[Source],
+    writes: Sequence[Write],
+    options: argparse.Namespace,
+    settings: Settings,
+) -> bool:
+    """Caption the photos, and say whether each has a caption."""
+    caption_all = _captioner(options, settings)
+    outcomes = _with_progress(
+        caption_all(photos),
+        len(photos),
+        hidden=bool({outputs.lines, outputs.lines_with_tags} & {*writes}),
+    )
+    written = [_written(outcome, writes) for outcome in outcomes]
+    return all(written)
+
+
+def _captioner(options: argparse.Namespace, settings: Settings) -> CaptionAll:
+    if options.url is not None:
+        from app.files.remote import RemoteCaptioner  # noqa: PLC0415 - brings httpx
+
+        keys = [key.get_secret_value() for key in settings.api_keys]
+        return RemoteCaptioner(
+            options.url,
+            key=keys[0] if keys else None,
+            deadline_s=settings.deadline_s,
+            n_best=options.n_best,
+            min_confidence=_min_confidence(options, settings),
+            neutral=options.neutral,
+            style=options.style,
+            tags=options.tags,
+        )
+    from app.captioner.presentation import Presentation  # noqa: PLC0415 - brings numpy
+    from app.files.local import LocalCaptioner  # noqa: PLC0415
+    from app.loading import load_captioner  # noqa: PLC0415 - brings the network
+
+    return LocalCaptioner(
+        load_captioner(settings),
+        max_batch=settings.max_batch,
+        max_pixels=settings.max_pixels,
+        n_best=options.n_best,
+        how=Presentation(
+            neutral=options.neutral,
+            style=options.style,
+            min_confidence=_min_confidence(options, settings),
+        ),
+    )
+
+
+def _min_confidence(options: argparse.Namespace, settings: Settings) -> float | None:
+    given: float | None = options.min_confidence
+    return settings.min_confidence if given is None else given
+
+
+def _with_progress(outcomes: Iterator[Outcome], total: int, *, hidden: bool) -> Iterator[Outcome]:
+    """Show a bar on a terminal, unless the captions themselves show how far it is."""
+    from tqdm import tqdm  # noqa: PLC0415
+
+    bar: Iterator[Outcome] = tqdm(
+        outcomes, total=total, unit="photo", disable=True if hidden else None
+    )
+    return bar
+
+
+def _written(outcome: Outcome, writes: Sequence[Write]) -> bool:
+    """Write a caption wherever it was asked for; a bad photo is told and spares the others."""
+    if outcome.error:
+        complain(f"{outcome.source.name}: {outcome.error}")
+        return False
+    try:
+        for write in writes:
+            write(outcome)
+    except NoMetadata as error:
+        complain(f"{outcome.source.name}: {error}")
+        return False
+    return True

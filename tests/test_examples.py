@@ -1,0 +1,53 @@
+"""The examples in Python on our pages run as they stand, with our address for theirs."""
+
+import re
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = ("README.md", "docs/api.md", "docs/dialects.md", "deploy/client/README.md")
+NEEDED = ("openai", "ollama", "huggingface_hub", "tritonclient")
+SAID = "a black dog is running through the grass"
+
+
+def examples():
+    for page in PAGES:
+        text = (ROOT / page).read_text(encoding="utf-8")
+        for code in re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+            name = next((one for one in NEEDED if one in code), "ours")
+            yield pytest.param(code, name, id=f"{page}-{name}")
+
+
+@pytest.mark.parametrize(("code", "needs"), list(examples()))
+def test_an_example_says_what_the_service_says(url, code, needs, tmp_path):
+    if needs != "ours" and find_spec(needs) is None:
+        pytest.skip(f"without {needs}")
+    (tmp_path / "photo.jpg").write_bytes(SAID.encode())  # the fake says what the bytes say
+    code = code.replace("http://localhost:8000", url)
+    code = code.replace("localhost:8000", url.removeprefix("http://"))
+    code = code.replace('flickr8k-mobilenetv2"', 'tiny"')
+    if url in code:
+        code = code.replace("docs/img/dog.jpg", "photo.jpg")
+    else:  # the engine itself
+        (tmp_path / "model_store").symlink_to(ROOT / "model_store")
+        (tmp_path / "docs").symlink_to(ROOT / "docs")
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment(), capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == SAID
+
+
+def environment():
+    paths = [str(ROOT), str(ROOT / "deploy/client"), *filter(None, sys.path)]
+    return {"PYTHONPATH": ":".join(paths), "PATH": ""}
+
+
+def test_every_dialect_with_a_client_has_an_example():
+    needed = {each.values[1] for each in examples()}
+    assert needed == {*NEEDED, "ours"}
