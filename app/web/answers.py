@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 from fastapi import Response
 
+from app.captioner.image import formats
 from app.serving.service import CaptionService
 from app.web import problems
 from app.web.forms import CaptionRequest, Upload
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
+_CUT = "The file ends early: the caption is of the part that is there."
 _LOOP_CAPTIONS = 4  # whose words are written within a millisecond or two
 
 
@@ -90,11 +92,13 @@ def _captioned(
     upload: Upload, candidates: "tuple[Caption, ...]", options: Options
 ) -> CaptionedImage:
     best = candidates[0]
+    members: dict[str, str] = {"warning": _CUT} if formats.ends_early(upload.data) else {}
     return CaptionedImage(
         filename=upload.filename,
         caption=best.text,
         log_prob=best.log_prob,
         candidates=[_candidate(caption, options) for caption in candidates[: options.n_best]],
+        **members,
     )
 
 

@@ -167,7 +167,7 @@ async def test_a_poison_image_fails_alone_and_tells_nothing():
     assert "secret" not in answer.text
 
 
-@pytest.mark.parametrize("media_type", ["text/plain", "application/octet-stream", ""])
+@pytest.mark.parametrize("media_type", ["text/plain", "video/mp4", "multipart/mixed"])
 async def test_other_media_types_are_refused(media_type):
     async with serving() as client:
         answer = await client.post(
@@ -209,15 +209,13 @@ async def test_a_malformed_body_is_400(content, media_type):
         ({"json": {}}, "images"),
         ({"json": {"images": []}}, "images"),
         ({"json": {"images": [{"data": "&"}]}}, "images.0.data"),
-        ({"json": {"images": [{"url": "http://localhost"}]}}, "images.0.data"),
+        ({"json": {"images": [{"url": "http://localhost"}]}}, "url"),
+        ({"json": {"images": [{}]}}, "images.0"),
         ({"json": as_json(b"a", beams=3)}, "beams"),
         ({"json": as_json(b"a", n_best=0)}, "n_best"),
         ({"json": as_json(b"a", n_best=4)}, "n_best"),
         ({"content": b"a", "headers": RAW, "params": {"n_best": "many"}}, "query.n_best"),
-        ({"content": b"a", "headers": RAW, "params": {"nbest": "1"}}, "query.nbest"),
-        ({"files": [("picture", ("a.jpg", b"a"))]}, "image"),
-        ({"files": as_files(b"a"), "data": {"beams": "3"}}, "beams"),
-        ({"files": {"image": (None, "text")}}, "image"),
+        ({"files": {"note": (None, "text")}}, "image"),
     ],
 )
 async def test_a_wrong_value_is_422_and_named(request_, field):
