@@ -25,6 +25,8 @@ from app.serving.service import CaptionService
 from app.settings import Settings
 from app.web import problems, routes
 from app.web.admission import Admission
+from app.web.browsers import Browsers
+from app.web.paths import Paths
 from app.web.problems import Problems
 from app.web.routes import AppState
 
@@ -131,12 +133,15 @@ def _guard(app: FastAPI, app_state: AppState) -> None:
         metrics=app_state.metrics,
     )
     app.add_middleware(Problems)
+    app.add_middleware(Browsers, origins=app_state.settings.cors_origins)
     app.add_middleware(
         RequestLog,
         metrics=app_state.metrics,
         tracing=app.state.tracing,
         routes=frozenset(app.openapi()["paths"]),
+        tells_client=bool(app_state.settings.trusted_proxies),
     )
+    app.add_middleware(Paths, root_path=app_state.settings.root_path)
 
 
 @asynccontextmanager

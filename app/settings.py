@@ -6,6 +6,7 @@ nothing; ``read_settings`` does, and only ``cli`` calls it.
 
 import os
 import re
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -25,6 +26,8 @@ MOST_WORKERS = 32
 """Batches side by side: each has a copy of the network."""
 Count = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Origin = Annotated[str, Field(pattern=r"^(\*|[a-z][a-z0-9+.-]*://[^/\s]+|null)$")]
+Host = Annotated[str, Field(pattern=r"^(\*|(\*\.)?[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*)$")]
 
 
 class SettingsError(Exception):
@@ -46,6 +49,10 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()
+    cors_origins: Annotated[tuple[Origin, ...], NoDecode] = ()
+    root_path: Annotated[str, Field(pattern=r"^(/[\w.~-]+)*$")] = ""
+    trusted_proxies: Annotated[tuple[str, ...], NoDecode] = ()
+    fetch_urls: Annotated[tuple[Host, ...], NoDecode] = ()
 
     max_upload_bytes: Count = 20 * 2**20
     max_pixels: Count = 40_000_000
@@ -65,6 +72,9 @@ class Settings(BaseSettings):
 
     head_timeout_s: Seconds = 20.0
     body_timeout_s: Seconds = 20.0
+    body_idle_s: Seconds = 10.0
+    body_min_bytes_per_s: Count = 4096
+    fetch_timeout_s: Seconds = 10.0
     send_timeout_s: Seconds = 10.0
     deadline_s: Seconds = 30.0
     drain_delay_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 5.0
@@ -72,10 +82,32 @@ class Settings(BaseSettings):
     stuck_after_s: Seconds = 60.0
     loop_stuck_after_s: Seconds = 30.0
 
-    @field_validator("api_keys", mode="before")
+    @field_validator("api_keys", "cors_origins", "trusted_proxies", "fetch_urls", mode="before")
     @classmethod
-    def _split_keys(cls, value: object) -> object:
+    def _split(cls, value: object) -> object:
         return value.replace(",", " ").split() if isinstance(value, str) else value
+
+    @field_validator("root_path", mode="before")
+    @classmethod
+    def _without_slash(cls, value: object) -> object:
+        return value.rstrip("/") if isinstance(value, str) else value
+
+    @field_validator("root_path")
+    @classmethod
+    def _is_no_route(cls, value: str) -> str:
+        if value.split("/")[1:2] == ["v1"]:
+            raise ValueError("a prefix must not begin with /v1, as the routes do")
+        return value
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _are_addresses(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        for value in values:
+            try:
+                ip_network(value)
+            except ValueError:
+                raise ValueError(f"expected addresses or networks, got {value}") from None
+        return values
 
     @model_validator(mode="after")
     def _keys_are_usable(self) -> Self:

@@ -9,6 +9,7 @@ from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.datastructures import State
+from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from app.observability.metrics import Metrics
@@ -41,10 +42,14 @@ class _Direct(APIRoute):
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        if scope["method"] not in (self.methods or ()):
-            await super().handle(scope, receive, send)  # says which it may have
-            return
+        methods = set(self.methods or ())
+        if "GET" in methods:  # not in ``methods`` themselves: the description would have each twice
+            methods.add("HEAD")
+        if scope["method"] not in methods:
+            raise HTTPException(405, headers={"Allow": ", ".join(sorted(methods))})
         response: Response = await self.endpoint(Request(scope, receive, send))
+        if scope["method"] == "HEAD":
+            response.body = b""  # its length stays in the head
         await response(scope, receive, send)
 
 
