@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
 from fastapi import FastAPI
@@ -29,6 +29,7 @@ from app.web.browsers import Browsers
 from app.web.paths import Paths
 from app.web.problems import Problems
 from app.web.routes import AppState
+from app.web.schemas import SECURITY_SCHEMES
 
 if TYPE_CHECKING:
     from app.captioner.image.decode_processes import DecodeProcesses
@@ -53,7 +54,7 @@ def create_app(settings: Settings, *, captioner: "Captioner | None" = None) -> F
     metrics = Metrics()
     decoders = _decoders(settings, metrics) if captioner is None else None
     app_state = _app_state(settings, _loader(settings, captioner), metrics, decoders)
-    app = FastAPI(
+    app = _Application(
         title="Caption service",
         summary="Post a photo, get a sentence.",
         version=version("caption-service"),
@@ -69,6 +70,14 @@ def create_app(settings: Settings, *, captioner: "Captioner | None" = None) -> F
     app.add_exception_handler(HTTPException, problems.answer_http_exception)
     _guard(app, app_state)
     return app
+
+
+class _Application(FastAPI):
+    def openapi(self) -> dict[str, Any]:
+        """Describe the API; keys are checked before any route, so the framework knows of none."""
+        description = super().openapi()
+        description["components"]["securitySchemes"] = SECURITY_SCHEMES
+        return description
 
 
 def _loader(settings: Settings, captioner: "Captioner | None") -> "Callable[[], Captioner]":

@@ -119,7 +119,6 @@ class Settings(BaseSettings):
     def _limits_agree(self) -> Self:
         self._at_most("max_upload_bytes", "max_inflight_bytes")
         self._at_most("max_images", "max_queue")
-        self._at_most("body_timeout_s", "deadline_s")
         return self
 
     def _at_most(self, smaller: str, larger: str) -> None:

@@ -23,6 +23,7 @@ from app.web.problems import InvalidRequest
 from app.web.schemas import (
     PARAMETERS,
     REQUEST_BODY,
+    SECURITY,
     CaptionResponse,
     CheckpointList,
     HealthReport,
@@ -90,7 +91,7 @@ def _app_state(request: Request) -> AppState:
     description="One to many images in, for each a sentence out, in the same order.",
     response_model=CaptionResponse,
     responses=problems.openapi_responses(*_CAPTION_PROBLEMS),
-    openapi_extra={"requestBody": REQUEST_BODY, "parameters": PARAMETERS},
+    openapi_extra={"requestBody": REQUEST_BODY, "parameters": PARAMETERS, "security": SECURITY},
 )
 async def caption_images(request: Request) -> Response:
     """Answer ``POST /v1/captions``."""
@@ -159,6 +160,7 @@ def _raise_what_concerns_all(outcomes: "list[Outcome]") -> None:
     responses=problems.openapi_responses(
         "unauthorized", "invalid_request", "too_many_requests", "overloaded", "not_ready"
     ),
+    openapi_extra={"security": SECURITY},
 )
 async def list_checkpoints(request: Request) -> Response:
     """Answer ``GET /v1/models``."""

@@ -103,7 +103,32 @@ PARAMETERS: list[dict[str, Any]] = [
     ),
     _REQUEST_TIMEOUT,
 ]
-_RAW_IMAGE = {"schema": {"type": "string", "format": "binary"}}
+SECURITY_SCHEMES: dict[str, Any] = {
+    "bearer": {"type": "http", "scheme": "bearer", "description": "Where keys are set."},
+    "apiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+}
+SECURITY: list[dict[str, list[str]]] = [{"bearer": []}, {"apiKey": []}, {}]
+"""What an operation that may need a key says; the last one is none."""
+_BINARY = {"type": "string", "format": "binary"}
+_RAW_IMAGE = {"schema": _BINARY}
+_JSON_IMAGE: dict[str, Any] = {
+    "anyOf": [
+        {"type": "string", "contentEncoding": "base64"},
+        {
+            "type": "object",
+            "required": ["data"],
+            "additionalProperties": False,
+            "properties": {"data": {"type": "string", "contentEncoding": "base64"}},
+        },
+        {
+            "type": "object",
+            "required": ["url"],
+            "additionalProperties": False,
+            "properties": {"url": {"type": "string", "format": "uri", "maxLength": 2048}},
+        },
+    ]
+}
+# Options are in the query: in a form too, a generated client would have each of them twice.
 REQUEST_BODY: dict[str, Any] = {
     "required": True,
     "content": {
@@ -111,32 +136,19 @@ REQUEST_BODY: dict[str, Any] = {
             "schema": {
                 "type": "object",
                 "required": ["image"],
-                "properties": {
-                    "image": {"type": "array", "items": {"type": "string", "format": "binary"}},
-                    **_OPTION_FIELDS,
-                },
+                "properties": {"image": {"type": "array", "items": _BINARY}},
             },
-            "encoding": {"image": {"contentType": "image/jpeg, image/png, image/webp"}},
+            "encoding": {"image": {"contentType": "image/*"}},
         },
-        "image/jpeg": _RAW_IMAGE,
-        "image/png": _RAW_IMAGE,
-        "image/webp": _RAW_IMAGE,
+        "application/octet-stream": _RAW_IMAGE,
+        "image/*": _RAW_IMAGE,
         "application/json": {
             "schema": {
                 "type": "object",
                 "required": ["images"],
                 "additionalProperties": False,
                 "properties": {
-                    "images": {
-                        "type": "array",
-                        "minItems": 1,
-                        "items": {
-                            "type": "object",
-                            "required": ["data"],
-                            "additionalProperties": False,
-                            "properties": {"data": {"type": "string", "contentEncoding": "base64"}},
-                        },
-                    },
+                    "images": {"type": "array", "minItems": 1, "items": _JSON_IMAGE},
                     **_OPTION_FIELDS,
                 },
             },
