@@ -6,6 +6,7 @@ nothing; ``read_settings`` does, and only ``cli`` calls it.
 
 import os
 import re
+from collections.abc import Mapping
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -151,17 +152,21 @@ def variable(field: str) -> str:
     return PREFIX + field.upper()
 
 
-def read_settings() -> Settings:
+def read_settings(flags: Mapping[str, str] | None = None) -> Settings:
     """Read ``CAPTION_*`` once.
+
+    Args:
+        flags: What the command line says of settings, by their names; it wins.
 
     Raises:
         SettingsError: An unknown name, an invalid value, or an unreadable secret file.
     """
+    flags = flags or {}
     _refuse_unknown_names()
     try:
-        return Settings(**_keys_of_file())
+        return Settings(**{**_keys_of_file(), **flags})
     except ValidationError as error:
-        raise SettingsError("; ".join(_complaints(error))) from None
+        raise SettingsError("; ".join(_complaints(error, flags))) from None
 
 
 def _refuse_unknown_names() -> None:
@@ -187,11 +192,17 @@ def _keys_of_file() -> dict[str, Any]:
     return {"api_keys": keys}
 
 
-def _complaints(error: ValidationError) -> list[str]:
-    """Say which variable is wrong and why, without the value: it may be a secret."""
-    return [_complaint(item["loc"], item["msg"]) for item in error.errors(include_input=False)]
+def _complaints(error: ValidationError, flags: Mapping[str, str]) -> list[str]:
+    """Say which variable or flag is wrong and why, without the value: it may be a secret."""
+    return [
+        _complaint(item["loc"], item["msg"], flags) for item in error.errors(include_input=False)
+    ]
 
 
-def _complaint(location: tuple[int | str, ...], message: str) -> str:
-    names = [variable(str(part)) for part in location[:1]]
+def _complaint(location: tuple[int | str, ...], message: str, flags: Mapping[str, str]) -> str:
+    names = [_as_given(str(part), flags) for part in location[:1]]
     return ": ".join([*names, message.removeprefix("Value error, ")])
+
+
+def _as_given(field: str, flags: Mapping[str, str]) -> str:
+    return f"--{field.replace('_', '-')}" if field in flags else variable(field)
