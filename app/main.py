@@ -26,6 +26,7 @@ from app.settings import Settings
 from app.web import problems, routes
 from app.web.admission import Admission
 from app.web.browsers import Browsers
+from app.web.fetching import Fetcher
 from app.web.paths import Paths
 from app.web.problems import Problems
 from app.web.routes import AppState
@@ -127,7 +128,7 @@ def _app_state(
     metrics.batch_size_limit.set_function(lambda: service.batch_size_limit)
     metrics.ready.set_function(lambda: health.readyz().ok)
     metrics.follow_log(logs.dropped_lines)
-    return AppState(settings, service, health, metrics)
+    return AppState(settings, service, health, metrics, Fetcher(settings))
 
 
 def _guard(app: FastAPI, app_state: AppState) -> None:
@@ -160,5 +161,6 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     await tracing.start()
     service.start()
     yield
+    app.state.app_state.fetcher.close()
     await service.close()
     await tracing.close()

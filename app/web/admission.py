@@ -81,6 +81,7 @@ class Admission:
         try:
             entry = self._admit(scope)
             scope["state"]["caller"] = entry.key
+            scope["state"]["charge"] = partial(self._inflight.charge_more, entry)
             with self._inflight.entering(entry):
                 body = BufferedBody(await self._read_body(receive, entry))
                 scope["state"]["deadline_s"] = self._deadline_s(entry)

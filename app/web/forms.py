@@ -40,11 +40,19 @@ _BYTE_ORDER_MARKS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")
 
 @dataclass(frozen=True)
 class Upload:
-    """One image as it came: its bytes, or the web address where they are."""
+    """One image as it came.
+
+    Attributes:
+        filename: where the form has one.
+        data: its bytes; empty while they are at a web address.
+        url: that address.
+        fault: what went wrong with the address.
+    """
 
     filename: str | None
     data: bytes
     url: str | None = None
+    fault: Exception | None = None
 
 
 @dataclass(frozen=True)

@@ -124,6 +124,17 @@ class Inflight:
         steady_s = entry.began_s + settings.body_timeout_s + earned_s
         return min(silent_s, steady_s, entry.deadline_s)
 
+    def charge_more(self, entry: Entry, more: int) -> None:
+        """Charge a request for bytes that it holds beside its body, or for fewer, until its end.
+
+        Raises:
+            Overloaded: There is no room for so much.
+            TooManyRequests: Its key has its share already.
+        """
+        if more > 0:
+            self._check_bytes(entry.key, more)
+        self._charge(entry, entry.charged_bytes + more)
+
     def arrived(self, entry: Entry, arrived_bytes: int) -> None:
         """Charge a body for what has arrived of it, and give it time for more.
 

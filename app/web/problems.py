@@ -11,6 +11,7 @@ Exception                                 status  code
 │   ├── UnsupportedMediaType                 415  unsupported_media_type
 │   ├── TooManyImages                        422  too_many_images
 │   ├── InvalidRequest                       422  invalid_request
+│   ├── FetchFailed                          422  fetch_failed
 │   ├── TooManyRequests                      429  too_many_requests
 │   └── HeadTooLarge                         431  head_too_large
 ├── HTTPException (404)                      404  not_found
@@ -119,6 +120,14 @@ class InvalidRequest(RequestError):
         self.errors = [_complaint(error) for error in errors[:_MOST_ERRORS]]
 
 
+class FetchFailed(RequestError):
+    """A web address leads to no image that is taken; the text is ours and says why."""
+
+    def __init__(self, message: str, limit: int | None = None) -> None:
+        super().__init__(message)
+        self.limit = limit
+
+
 def _complaint(error: Mapping[str, Any]) -> dict[str, str]:
     """Name the field and the fault; of names that the caller chose only a harmless beginning."""
     place = ".".join(echo.field(str(name)) for name in error["loc"])
@@ -188,6 +197,9 @@ PROBLEM_TYPES: dict[type[Exception], ProblemType] = {
     ),
     InvalidRequest: ProblemType(
         422, "invalid_request", "Invalid request", "A value is missing or wrong."
+    ),
+    FetchFailed: ProblemType(
+        422, "fetch_failed", "Fetch failed", "The web address leads to no image."
     ),
     TooManyRequests: TOO_MANY_REQUESTS,
     OverShare: TOO_MANY_REQUESTS,
@@ -274,12 +286,15 @@ def describe(error: Exception, request_id: str) -> dict[str, Any]:
     return {name: value for name, value in members.items() if value is not None}
 
 
+_SELF_EXPLAINING = (ImageError, MalformedBody, UnsupportedMediaType, FetchFailed)
+
+
 def _detail(error: Exception, problem_type: ProblemType) -> str:
     """Say what is wrong with this very request, where that is known."""
     if isinstance(error, InvalidRequest) and error.errors:
         first = error.errors[0]
         return ": ".join(filter(None, (first["field"], first["message"])))
-    if isinstance(error, ImageError | MalformedBody | UnsupportedMediaType) and str(error):
+    if isinstance(error, _SELF_EXPLAINING) and str(error):
         return echo.message(str(error))
     return problem_type.detail
 

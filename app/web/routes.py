@@ -18,6 +18,7 @@ from app.serving.health import Health, NotReady, Report
 from app.serving.service import CaptionService, OnStage
 from app.settings import Settings
 from app.web import answers, forms, problems
+from app.web.fetching import Fetcher
 from app.web.forms import CaptionRequest, Upload
 from app.web.problems import InvalidRequest
 from app.web.schemas import (
@@ -61,8 +62,8 @@ _CAPTION_PROBLEMS = (
     "malformed_request", "head_too_large", "malformed_body", "unauthorized", "slow_body",
     "body_too_large", "too_many_pixels",
     "unsupported_encoding", "unsupported_media_type", "unsupported_image", "undecodable_image",
-    "too_costly", "too_many_images", "invalid_request", "too_many_requests", "internal_error",
-    "overloaded", "not_ready", "deadline_exceeded",
+    "too_costly", "too_many_images", "invalid_request", "fetch_failed", "too_many_requests",
+    "internal_error", "overloaded", "not_ready", "deadline_exceeded",
 )  # fmt: skip
 
 
@@ -74,6 +75,7 @@ class AppState:
     service: CaptionService
     health: Health
     metrics: Metrics
+    fetcher: Fetcher
 
 
 def _app_state(request: Request) -> AppState:
@@ -96,11 +98,21 @@ def _app_state(request: Request) -> AppState:
 async def caption_images(request: Request) -> Response:
     """Answer ``POST /v1/captions``."""
     app_state = _app_state(request)
-    asked = await forms.read(request, app_state.settings.max_images)
+    fetcher = app_state.fetcher
+    asked = await forms.read(request, app_state.settings.max_images, may_fetch=fetcher.is_on)
     _check_n_best(asked.options, app_state.service)
+    asked = await _fetched(asked, request.state, fetcher)
     with app_state.service.holding(len(asked.uploads), request.state.caller):
         outcomes = await _outcomes(asked, request.state, app_state)
     return await answers.as_json(asked, outcomes, request.state.request_id, app_state.service)
+
+
+async def _fetched(asked: CaptionRequest, state: State, fetcher: Fetcher) -> CaptionRequest:
+    try:
+        async with asyncio.timeout_at(state.deadline_s):
+            return await fetcher.fetched(asked, state.charge)
+    except TimeoutError:
+        raise DeadlineExceeded from None
 
 
 def _check_n_best(options: Options, service: CaptionService) -> None:
@@ -129,6 +141,8 @@ async def _outcome(
     service: CaptionService, upload: Upload, deadline_s: float, on_stage: OnStage, flow: Flow
 ) -> "Outcome":
     """Give the captions of one upload, or what went wrong with it: the others go on."""
+    if upload.fault is not None:
+        return upload.fault
     try:
         return await service.caption(upload.data, deadline_s, on_stage, flow)
     except Exception as error:  # noqa: BLE001 - becomes this image's problem or the request's
