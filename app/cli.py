@@ -1,17 +1,21 @@
-"""caption-service serve | caption PATH... | healthcheck.
+"""caption-service serve | caption PATH... | healthcheck, and what a terminal expects of each.
 
 Whatever is heavy is imported by the verb that needs it: a health check runs every few seconds.
 """
 
 import argparse
+import io
+import os
+import signal
 import sys
 import urllib.request
 from collections.abc import Sequence
 from http.client import HTTPException
+from importlib.metadata import version
 from urllib.error import HTTPError
 
 from app.files.arguments import add_arguments
-from app.settings import Settings, SettingsError, read_settings
+from app.settings import Settings, SettingsError, read_settings, variable
 
 _PROBE_TIMEOUT_S = 3.0
 _EVERY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - recognised here, not bound
@@ -19,25 +23,62 @@ _EVERY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - recognise
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb and give the exit code."""
+    _show_every_name()
     options = _parser().parse_args(arguments)
     try:
-        settings = read_settings()
+        settings = read_settings(_flags(options))
+        return _VERBS[options.verb](options, settings)
     except SettingsError as error:
         return _complain(error, code=2)
-    return _VERBS[options.verb](options, settings)
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except BrokenPipeError:  # whoever reads has had enough; Python would flush into it at the end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+
+
+def _show_every_name() -> None:
+    """Write what a terminal cannot show as escapes, as stderr does anyway."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="caption-service", description="Post a photo, get a sentence."
     )
+    installed = version("caption-service")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {installed}")
     verbs = parser.add_subparsers(dest="verb", required=True)
-    verbs.add_parser("serve", help="start the service; CAPTION_* variables configure it")
+    _add_serve(verbs.add_parser("serve", help="start the service; flags win over CAPTION_*"))
     caption = verbs.add_parser("caption", help="caption files and folders of photos")
     add_arguments(caption)
     healthcheck = verbs.add_parser("healthcheck", help="exit 0 when ready, else 1")
     healthcheck.add_argument("--url", help="default: /readyz of CAPTION_HOST and CAPTION_PORT")
     return parser
+
+
+def _add_serve(serve: argparse.ArgumentParser) -> None:
+    """Add a flag for every setting but the keys, which other users of the machine could read."""
+    for name, field in Settings.model_fields.items():
+        if name not in _SECRET:
+            told = f"{variable(name)}; default: {_default(field.default)}"
+            serve.add_argument(f"--{name.replace('_', '-')}", metavar="VALUE", help=told)
+
+
+_SECRET = frozenset({"api_keys"})
+
+
+def _default(value: object) -> str:
+    return "none" if value in ("", ()) else str(value)
+
+
+def _flags(options: argparse.Namespace) -> dict[str, str]:
+    """Give what flags say of settings, of the verb that has them."""
+    if options.verb != "serve":
+        return {}
+    given = {name: getattr(options, name, None) for name in Settings.model_fields}
+    return {name: text for name, text in given.items() if text is not None}
 
 
 def _complain(error: object, *, code: int = 1) -> int:
@@ -48,9 +89,13 @@ def _complain(error: object, *, code: int = 1) -> int:
 def _serve(options: argparse.Namespace, settings: Settings) -> int:  # noqa: ARG001
     from app.main import serve  # noqa: PLC0415
     from app.observability.logs import configure_logging  # noqa: PLC0415
+    from app.server import CannotListen  # noqa: PLC0415
 
     configure_logging(settings.log_level)
-    return serve(settings)
+    try:
+        return serve(settings)
+    except CannotListen as error:
+        return _complain(error)
 
 
 def _caption(options: argparse.Namespace, settings: Settings) -> int:

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
 from fastapi import FastAPI
@@ -28,8 +28,12 @@ from app.serving.service import CaptionService
 from app.settings import Settings
 from app.web import problems, routes
 from app.web.admission import Admission
+from app.web.browsers import Browsers
+from app.web.fetching import Fetcher
+from app.web.paths import Paths
 from app.web.problems import Problems
 from app.web.routes import AppState
+from app.web.schemas import SECURITY_SCHEMES
 
 if TYPE_CHECKING:
     from app.captioner.image.decode_processes import DecodeProcesses
@@ -54,7 +58,7 @@ def create_app(settings: Settings, *, captioner: "Captioner | None" = None) -> F
     metrics = Metrics()
     decoders = _decoders(settings, metrics) if captioner is None else None
     app_state = _app_state(settings, _loader(settings, captioner), metrics, decoders)
-    app = FastAPI(
+    app = _Application(
         title="Caption service",
         summary="Post a photo, get a sentence.",
         version=version("caption-service"),
@@ -75,6 +79,14 @@ def create_app(settings: Settings, *, captioner: "Captioner | None" = None) -> F
 def _routes(settings: Settings) -> list[BaseRoute]:
     foreign = (route for dialect in chosen(settings.dialects) for route in dialect.routes)
     return [*routes.router.routes, *foreign]
+
+
+class _Application(FastAPI):
+    def openapi(self) -> dict[str, Any]:
+        """Describe the API; keys are checked before any route, so the framework knows of none."""
+        description = super().openapi()
+        description["components"]["securitySchemes"] = SECURITY_SCHEMES
+        return description
 
 
 def _loader(settings: Settings, captioner: "Captioner | None") -> "Callable[[], Captioner]":
@@ -124,7 +136,7 @@ def _app_state(
     metrics.batch_size_limit.set_function(lambda: service.batch_size_limit)
     metrics.ready.set_function(lambda: health.readyz().ok)
     metrics.follow_log(logs.dropped_lines)
-    return AppState(settings, service, health, metrics)
+    return AppState(settings, service, health, metrics, Fetcher(settings))
 
 
 def _guard(app: FastAPI, app_state: AppState) -> None:
@@ -143,6 +155,7 @@ def _guard(app: FastAPI, app_state: AppState) -> None:
     if dialects:
         app.add_middleware(DialectErrors, dialects=dialects)
     paths = [route for dialect in dialects for route in dialect.routes if isinstance(route, Route)]
+    app.add_middleware(Browsers, origins=app_state.settings.cors_origins)
     app.add_middleware(
         RequestLog,
         metrics=app_state.metrics,
@@ -150,7 +163,9 @@ def _guard(app: FastAPI, app_state: AppState) -> None:
         routes=frozenset(app.openapi()["paths"])
         | {route.path for route in paths if not route.param_convertors},
         templates=[(route.path_regex, route.path) for route in paths if route.param_convertors],
+        tells_client=bool(app_state.settings.trusted_proxies),
     )
+    app.add_middleware(Paths, root_path=app_state.settings.root_path)
 
 
 @asynccontextmanager
@@ -160,5 +175,6 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     await tracing.start()
     service.start()
     yield
+    app.state.app_state.fetcher.close()
     await service.close()
     await tracing.close()

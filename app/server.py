@@ -1,6 +1,7 @@
 """The life of the process: accepting, signals, the drain, the end and its exit code."""
 
 import asyncio
+import errno
 import math
 import signal
 import socket
@@ -47,7 +48,7 @@ def serve(app: FastAPI) -> int:
     connections = _connections(app_state.settings, app_state.metrics)
     config = _uvicorn_config(app, app_state.settings, connections)
     log.info("settings", **app_state.settings.model_dump(mode="json"))
-    bound = config.bind_socket()
+    bound = _bound(app_state.settings)
     limit = HardLimit()
     with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
         try:
@@ -68,6 +69,36 @@ def within_descriptors(settings: Settings) -> Settings:
     requests = min(settings.max_inflight_requests, max(1, connections - KEPT_FOR_PROBES))
     changed = {"max_connections": connections, "max_inflight_requests": requests}
     return settings.model_copy(update=changed)
+
+
+class CannotListen(Exception):
+    """The address cannot be had; the message names it and what would have worked."""
+
+
+def _bound(settings: Settings) -> socket.socket:
+    """Take the address.
+
+    Raises:
+        CannotListen: It is another program's, or none of this machine.
+    """
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    bound = socket.socket(family)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind((settings.host, settings.port))
+    except OSError as error:
+        bound.close()
+        raise CannotListen(_why_not(error, settings)) from None
+    log.info("listening", host=settings.host, port=bound.getsockname()[1])
+    return bound
+
+
+def _why_not(error: OSError, settings: Settings) -> str:
+    address = f"{settings.host} port {settings.port}"
+    if error.errno == errno.EADDRINUSE:
+        return f"{address} is taken by another program: choose another with --port or CAPTION_PORT"
+    reason = error.strerror or error
+    return f"cannot listen on {address}: {reason}: choose another with --host and --port"
 
 
 class _Server(uvicorn.Server):
@@ -132,6 +163,8 @@ def _uvicorn_config(app: FastAPI, settings: Settings, connections: Connections) 
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=bool(settings.trusted_proxies),
+        forwarded_allow_ips=list(settings.trusted_proxies),
         timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=math.ceil(settings.drain_timeout_s),
     )

@@ -6,6 +6,8 @@ nothing; ``read_settings`` does, and only ``cli`` calls it.
 
 import os
 import re
+from collections.abc import Mapping
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -26,6 +28,8 @@ MOST_WORKERS = 32
 DialectName = Literal["openai", "ollama", "huggingface", "kserve", "max"]
 Count = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Origin = Annotated[str, Field(pattern=r"^(\*|[a-z][a-z0-9+.-]*://[^/\s]+|null)$")]
+Host = Annotated[str, Field(pattern=r"^(\*|(\*\.)?[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*)$")]
 
 
 class SettingsError(Exception):
@@ -50,6 +54,10 @@ class Settings(BaseSettings):
     min_confidence: Annotated[float, Field(ge=0, le=1)] | None = None
 
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()
+    cors_origins: Annotated[tuple[Origin, ...], NoDecode] = ()
+    root_path: Annotated[str, Field(pattern=r"^(/[\w.~-]+)*$")] = ""
+    trusted_proxies: Annotated[tuple[str, ...], NoDecode] = ()
+    fetch_urls: Annotated[tuple[Host, ...], NoDecode] = ()
 
     max_upload_bytes: Count = 20 * 2**20
     max_pixels: Count = 40_000_000
@@ -69,6 +77,9 @@ class Settings(BaseSettings):
 
     head_timeout_s: Seconds = 20.0
     body_timeout_s: Seconds = 20.0
+    body_idle_s: Seconds = 10.0
+    body_min_bytes_per_s: Count = 4096
+    fetch_timeout_s: Seconds = 10.0
     send_timeout_s: Seconds = 10.0
     deadline_s: Seconds = 30.0
     drain_delay_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 5.0
@@ -76,9 +87,9 @@ class Settings(BaseSettings):
     stuck_after_s: Seconds = 60.0
     loop_stuck_after_s: Seconds = 30.0
 
-    @field_validator("api_keys", mode="before")
+    @field_validator("api_keys", "cors_origins", "trusted_proxies", "fetch_urls", mode="before")
     @classmethod
-    def _split_keys(cls, value: object) -> object:
+    def _split(cls, value: object) -> object:
         return value.replace(",", " ").split() if isinstance(value, str) else value
 
     @field_validator("dialects", mode="before")
@@ -87,6 +98,28 @@ class Settings(BaseSettings):
         if not isinstance(value, str):
             return value
         return () if value.strip() == "none" else value.replace(",", " ").split()
+
+    @field_validator("root_path", mode="before")
+    @classmethod
+    def _without_slash(cls, value: object) -> object:
+        return value.rstrip("/") if isinstance(value, str) else value
+
+    @field_validator("root_path")
+    @classmethod
+    def _is_no_route(cls, value: str) -> str:
+        if value.split("/")[1:2] == ["v1"]:
+            raise ValueError("a prefix must not begin with /v1, as the routes do")
+        return value
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _are_addresses(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        for value in values:
+            try:
+                ip_network(value)
+            except ValueError:
+                raise ValueError(f"expected addresses or networks, got {value}") from None
+        return values
 
     @model_validator(mode="after")
     def _keys_are_usable(self) -> Self:
@@ -98,7 +131,6 @@ class Settings(BaseSettings):
     def _limits_agree(self) -> Self:
         self._at_most("max_upload_bytes", "max_inflight_bytes")
         self._at_most("max_images", "max_queue")
-        self._at_most("body_timeout_s", "deadline_s")
         return self
 
     def _at_most(self, smaller: str, larger: str) -> None:
@@ -131,17 +163,21 @@ def variable(field: str) -> str:
     return PREFIX + field.upper()
 
 
-def read_settings() -> Settings:
+def read_settings(flags: Mapping[str, str] | None = None) -> Settings:
     """Read ``CAPTION_*`` once.
+
+    Args:
+        flags: What the command line says of settings, by their names; it wins.
 
     Raises:
         SettingsError: An unknown name, an invalid value, or an unreadable secret file.
     """
+    flags = flags or {}
     _refuse_unknown_names()
     try:
-        return Settings(**_keys_of_file())
+        return Settings(**{**_keys_of_file(), **flags})
     except ValidationError as error:
-        raise SettingsError("; ".join(_complaints(error))) from None
+        raise SettingsError("; ".join(_complaints(error, flags))) from None
 
 
 def _refuse_unknown_names() -> None:
@@ -167,11 +203,17 @@ def _keys_of_file() -> dict[str, Any]:
     return {"api_keys": keys}
 
 
-def _complaints(error: ValidationError) -> list[str]:
-    """Say which variable is wrong and why, without the value: it may be a secret."""
-    return [_complaint(item["loc"], item["msg"]) for item in error.errors(include_input=False)]
+def _complaints(error: ValidationError, flags: Mapping[str, str]) -> list[str]:
+    """Say which variable or flag is wrong and why, without the value: it may be a secret."""
+    return [
+        _complaint(item["loc"], item["msg"], flags) for item in error.errors(include_input=False)
+    ]
 
 
-def _complaint(location: tuple[int | str, ...], message: str) -> str:
-    names = [variable(str(part)) for part in location[:1]]
+def _complaint(location: tuple[int | str, ...], message: str, flags: Mapping[str, str]) -> str:
+    names = [_as_given(str(part), flags) for part in location[:1]]
     return ": ".join([*names, message.removeprefix("Value error, ")])
+
+
+def _as_given(field: str, flags: Mapping[str, str]) -> str:
+    return f"--{field.replace('_', '-')}" if field in flags else variable(field)

@@ -2,18 +2,23 @@
 
 import asyncio
 import contextlib
+import io
 import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from importlib.metadata import version
 
 import httpx
 import pytest
 
 from app.cli import main
+from app.settings import Settings
 from support.photos import photo
 from support.processes import descendants, is_running, wants_proc
 from support.service_process import Process
@@ -87,6 +92,109 @@ def test_a_wrong_command_line_is_an_error(arguments):
     with pytest.raises(SystemExit) as end:
         main(arguments)
     assert end.value.code == 2
+
+
+@pytest.mark.parametrize("text", ["three", "0", "-1", "1.5", "²", ""])
+def test_a_number_that_is_none_is_told_in_words(text, capsys):
+    with pytest.raises(SystemExit):
+        main(["caption", f"--n-best={text}", "a.jpg"])
+    assert "expected a whole number of at least 1" in capsys.readouterr().err
+
+
+def test_standard_input_is_a_photo_too(checkpoint, monkeypatch, capsys):
+    monkeypatch.setenv("CAPTION_CHECKPOINT", str(checkpoint))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(photo())))
+    assert main(["caption", "-"]) == 0
+    assert capsys.readouterr().out.startswith("-: ")
+
+
+@pytest.mark.parametrize(
+    ("typed", "told"),
+    [
+        ("missing.jpg", "missing.jpg: No such file or directory"),
+        ("https://photos.example//a.jpg", "https://photos.example//a.jpg: expected a file"),
+        ("a\0b", "a\\x00b: "),
+        ("a\x1b[31m.jpg", "a\\x1b[31m.jpg: No such file"),
+    ],
+)
+def test_what_is_no_file_is_told_as_it_was_typed_and_before_the_network_is_loaded(
+    typed, told, monkeypatch, capsys
+):
+    monkeypatch.setattr("app.loading.load_captioner", None)
+    assert main(["caption", typed]) == 1
+    assert told in capsys.readouterr().err
+
+
+def run(*arguments, checkpoint="", **options):
+    environment = {**os.environ, "CAPTION_CHECKPOINT": str(checkpoint), "CAPTION_DEVICE": "cpu"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "app.cli", *arguments],
+        env={**environment, **options.pop("env", {})},
+        stderr=subprocess.PIPE,
+        **{"stdout": subprocess.PIPE, **options},
+    )
+
+
+def test_a_reader_who_has_had_enough_is_no_error(checkpoint, photos):
+    read, written = os.pipe()
+    with run("caption", *map(str, photos), checkpoint=checkpoint, stdout=written) as command:
+        os.close(written)
+        os.close(read)
+        _, told = command.communicate(timeout=60)
+    assert (command.returncode, told) == (128 + signal.SIGPIPE, b"")
+
+
+def test_an_interrupt_is_no_traceback(checkpoint):
+    with run("caption", "-", checkpoint=checkpoint, stdin=subprocess.PIPE) as command:
+        time.sleep(5)  # it loads, then waits for the photo
+        command.send_signal(signal.SIGINT)
+        _, told = command.communicate(timeout=60)
+    assert (command.returncode, told) == (130, b"")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8", "latin-1"])
+def test_a_name_that_the_terminal_cannot_show_is_escaped(checkpoint, tmp_path, encoding):
+    name = os.fsencode(tmp_path) + "/\u732b".encode() + b"\xff.png"
+    with open(name, "wb") as file:  # noqa: PTH123 - pathlib has no names in bytes
+        file.write(photo())
+    env = {"PYTHONIOENCODING": encoding}
+    for more in ([], ["--json"]):
+        with run("caption", *more, name, checkpoint=checkpoint, env=env) as command:
+            out, told = command.communicate(timeout=60)
+        assert (command.returncode, told) == (0, b"")
+        assert rb"\udcff.png" in out
+    line = json.loads(out.decode(encoding))
+    assert os.fsencode(line["image"]) == name
+
+
+def test_the_version_is_told(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["--version"])
+    assert end.value.code == 0
+    assert capsys.readouterr().out == f"caption-service {version('caption-service')}\n"
+
+
+def test_every_setting_but_the_keys_is_a_flag_that_wins(monkeypatch, capsys):
+    served = []
+    monkeypatch.setattr("app.main.serve", lambda settings: served.append(settings) or 0)
+    monkeypatch.setattr("app.observability.logs.configure_logging", lambda _: None)
+    monkeypatch.setenv("CAPTION_PORT", "9000")
+    monkeypatch.setenv("CAPTION_MAX_IMAGES", "3")
+    assert main(["serve", "--port", "9001", "--cors-origins", "https://a.example"]) == 0
+    (settings,) = served
+    assert (settings.port, settings.max_images) == (9001, 3)
+    assert settings.cors_origins == ("https://a.example",)
+    with pytest.raises(SystemExit):
+        main(["serve", "--help"])
+    told = capsys.readouterr().out
+    flags = {f"--{name.replace('_', '-')}" for name in Settings.model_fields} - {"--api-keys"}
+    assert all(f"{flag} VALUE" in told for flag in flags)
+    assert "--api-keys" not in told
+
+
+def test_a_wrong_flag_is_told_by_its_name(capsys):
+    assert main(["serve", "--port", "http"]) == 2
+    assert "--port: " in capsys.readouterr().err
 
 
 # healthcheck
@@ -283,4 +391,5 @@ def test_a_port_that_is_taken_ends_it(checkpoint, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with Process(checkpoint, tmp_path, PORT=port) as service:
-            assert service.process.wait(30) != 0
+            assert service.process.wait(30) == 1
+        assert f"127.0.0.1 port {port} is taken by another program" in service.log.read_text()

@@ -88,7 +88,6 @@ def test_an_invalid_value_is_refused_with_the_name_of_its_variable(monkeypatch, 
     [
         ("CAPTION_MAX_UPLOAD_BYTES", "CAPTION_MAX_INFLIGHT_BYTES"),
         ("CAPTION_MAX_IMAGES", "CAPTION_MAX_QUEUE"),
-        ("CAPTION_BODY_TIMEOUT_S", "CAPTION_DEADLINE_S"),
     ],
 )
 def test_limits_that_contradict_each_other_are_refused(monkeypatch, smaller, larger):
@@ -158,3 +157,34 @@ def test_importing_every_module_reads_no_setting():
     )
     done = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True)
     assert done.returncode == 0, done.stderr.decode()
+
+
+def test_lists_are_separated_by_commas_or_spaces(monkeypatch):
+    monkeypatch.setenv("CAPTION_CORS_ORIGINS", "https://a.example, http://localhost:3000")
+    monkeypatch.setenv("CAPTION_TRUSTED_PROXIES", "10.0.0.0/8 127.0.0.1")
+    monkeypatch.setenv("CAPTION_FETCH_URLS", "photos.example,*.cdn.example")
+    monkeypatch.setenv("CAPTION_ROOT_PATH", "/captions/")
+    settings = read_settings()
+    assert settings.cors_origins == ("https://a.example", "http://localhost:3000")
+    assert settings.trusted_proxies == ("10.0.0.0/8", "127.0.0.1")
+    assert settings.fetch_urls == ("photos.example", "*.cdn.example")
+    assert settings.root_path == "/captions"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("CAPTION_CORS_ORIGINS", "app.example"),
+        ("CAPTION_CORS_ORIGINS", "https://app.example/"),
+        ("CAPTION_TRUSTED_PROXIES", "*"),
+        ("CAPTION_TRUSTED_PROXIES", "proxy.example"),
+        ("CAPTION_FETCH_URLS", "https://photos.example"),
+        ("CAPTION_FETCH_URLS", "photos.*"),
+        ("CAPTION_ROOT_PATH", "captions"),
+        ("CAPTION_ROOT_PATH", "/v1"),
+    ],
+)
+def test_a_wrong_address_is_refused_by_the_name_of_its_variable(monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError, match=name):
+        read_settings()

@@ -12,6 +12,8 @@ CaptionerError
 └── DeviceFault           the device has failed for good; ``code`` is stable, a reason of probes
 """
 
+FORMATS = "JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF or HEIC"
+"""What is read, as users are told."""
 _MOST_CHARACTERS = 1000
 
 
@@ -20,13 +22,22 @@ class CaptionerError(Exception):
 
 
 class ImageError(CaptionerError):
-    """One upload is at fault. The message is ours, fixed, and safe to show to the client."""
+    """One upload is at fault. The message is ours, fixed, and safe to show to the client.
+
+    Args:
+        message: what is wrong, and what would have worked.
+        limit: the number that was passed, where there is one.
+    """
 
     code = "image_error"
 
+    def __init__(self, message: str = "", limit: int | None = None) -> None:
+        super().__init__(message)
+        self.limit = limit
+
 
 class UnsupportedImage(ImageError):
-    """The bytes are not a JPEG, PNG or WebP image."""
+    """The bytes are of a format that is not read."""
 
     code = "unsupported_image"
 

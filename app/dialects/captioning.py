@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING
 
 from fastapi import Request
 
+from app.dialects.reading import NO_DATA
 from app.web.forms import CaptionRequest, Upload
+from app.web.problems import InvalidRequest
 from app.web.routes import app_state_of, caption_uploads
 from app.web.schemas import Options
 
@@ -32,9 +34,12 @@ async def candidates_of(
     """
     if not uploads:
         return []
+    if not app_state_of(request).fetcher.is_on and any(upload.url for upload in uploads):
+        raise InvalidRequest([{"loc": ["url"], "msg": NO_DATA}])
     asked = CaptionRequest(tuple(uploads), Options(n_best=n_best))
     candidates = []
-    for outcome in await caption_uploads(asked, request):
+    _, outcomes = await caption_uploads(asked, request)
+    for outcome in outcomes:
         if isinstance(outcome, Exception):
             raise outcome
         candidates.append((_instead(outcome),) if outcome.withheld else outcome[:n_best])

@@ -1,8 +1,6 @@
 """Bodies of other services' requests -> uploads. Lenient where those services are."""
 
 import asyncio
-import base64
-import binascii
 import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
@@ -10,19 +8,17 @@ from typing import TypeVar
 from fastapi import Request
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from app.web import forms
+from app.web import base64_text, json_body
 from app.web.forms import Upload
 from app.web.problems import InvalidRequest, TooManyImages
 
 _LOOP_BYTES = 2**18  # a millisecond's work
-_PIECE_CHARACTERS = 2**18  # one call holds the GIL for less than a millisecond
 _MOST_MARKS = 2**16  # of a long prompt and a schema; the images, in base64, have none
 _MARKS = (b"{", b"[", b",", b":")
-_URL_ALPHABET = bytes.maketrans(b"-_", b"+/")
-_WHITE_SPACE = b" \t\r\n"
 _A_REMOTE_URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _NO_BASE64 = "Input should be an image in base64"
-_NO_DATA = "Input should be a data: URI, such as data:image/jpeg;base64,...; no URL is fetched"
+_WEB_ADDRESS = re.compile(r"https?://", re.IGNORECASE)
+NO_DATA = "Input should be a data: URI, such as data:image/jpeg;base64,...; no URL is fetched"
 
 Place = tuple[str | int, ...]
 Read = TypeVar("Read")
@@ -56,7 +52,7 @@ def from_json(model: type[Model], body: bytes) -> Model:
     try:
         return model.model_validate_json(body.removeprefix(b"\xef\xbb\xbf"))
     except ValidationError as error:
-        raise forms.complaint(error) from None
+        raise json_body.complaint(error) from None
 
 
 def last_images(
@@ -86,53 +82,25 @@ def uploads(images: Sequence[tuple[Place, str]], max_images: int) -> tuple[Uploa
     """
     if len(images) > max_images:
         raise TooManyImages(max_images)
-    return tuple(Upload(None, _image(place, text)) for place, text in images)
+    return tuple(_upload(place, text) for place, text in images)
 
 
-def _image(place: Place, text: str) -> bytes:
-    try:
-        if text[:5].lower() == "data:":
-            return _from_data_uri(text)
-        if _A_REMOTE_URL.match(text):
-            raise InvalidRequest([{"loc": place, "msg": _NO_DATA}])
-        return from_base64(text)
-    except ValueError:
-        raise InvalidRequest([{"loc": place, "msg": _NO_BASE64}]) from None
+def _upload(place: Place, text: str) -> Upload:
+    """Take an address as it is: whether it may be fetched is not known here."""
+    if _WEB_ADDRESS.match(text):
+        return Upload(None, b"", text)
+    if _A_REMOTE_URL.match(text):
+        raise InvalidRequest([{"loc": place, "msg": NO_DATA}])
+    return Upload(None, from_base64(place, text))
 
 
-def _from_data_uri(uri: str) -> bytes:
-    """Read the data of a URI.
-
-    Reference: RFC 2397
-    """
-    comma = uri.find(",", 0, 256)
-    if not uri[: comma + 1].lower().endswith(";base64,"):
-        raise ValueError(_NO_DATA)
-    return from_base64(uri, comma + 1)
-
-
-def from_base64(text: str, start: int = 0) -> bytes:
-    """Decode base64 of either alphabet, with line breaks and with or without its padding.
+def from_base64(place: Place, text: str) -> bytes:
+    """Decode base64 as people send it, with or without the head of a ``data:`` URI.
 
     Raises:
-        ValueError: It is no base64.
-
-    Reference: RFC 4648 sections 4 and 5
+        InvalidRequest: It is none.
     """
-    end = len(text.rstrip("= \t\r\n"))
-    decoded, rest = [], b""
-    for at in range(start, end, _PIECE_CHARACTERS):
-        piece = text[at : min(end, at + _PIECE_CHARACTERS)].encode("ascii")
-        piece = rest + piece.translate(_URL_ALPHABET, _WHITE_SPACE)
-        whole = len(piece) // 4 * 4
-        decoded.append(_decoded(piece[:whole]))
-        rest = piece[whole:]
-    if rest:
-        decoded.append(base64.b64decode(rest + b"=" * (-len(rest) % 4), validate=True))
-    return b"".join(decoded)
-
-
-def _decoded(fours: bytes) -> bytes:
-    if b"=" in fours:
-        raise binascii.Error(_NO_BASE64)  # padding before the end
-    return base64.b64decode(fours, validate=True)
+    try:
+        return base64_text.decoded(text.encode("ascii", "replace"))
+    except ValueError:
+        raise InvalidRequest([{"loc": place, "msg": _NO_BASE64}]) from None

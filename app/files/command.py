@@ -1,8 +1,6 @@
 """The verb `caption`: its arguments, and what it does with them."""
 
 import argparse
-import os
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 
@@ -13,9 +11,6 @@ from app.files.outcome import CaptionAll, Outcome, Source
 from app.files.outputs import Table, Write, complain
 from app.files.sources import find
 from app.settings import Settings
-
-INTERRUPTED = 130
-"""The exit code of who was stopped by SIGINT, as shells count."""
 
 
 def run(options: argparse.Namespace, settings: Settings) -> int:
@@ -29,13 +24,10 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
             photos = [photo for photo in photos if photo.name not in done]
             all_well = not photos or _caption(photos, writes, options, settings)
     except BrokenPipeError:  # who reads our lines has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        raise
     except (CheckpointError, NoMetadata, ValueError, OSError) as error:
         complain(error)
         return 1
-    except KeyboardInterrupt:
-        return INTERRUPTED
     return 0 if all_well and not wrong else 1
 
 

@@ -24,19 +24,20 @@ _COLUMNS = ("image", "rank", "caption", "log_prob", "score", "confidence")
 
 def lines(outcome: Outcome) -> None:
     """Print ``photo: caption`` for each candidate, or why there is none."""
+    name = printable(outcome.source.name)
     if outcome.withheld:
         shows = f"; {_may_show(outcome)}" if outcome.tags else ""
-        print(f"{outcome.source.name}: ({outcome.withheld.replace('_', ' ')}{shows})", flush=True)
+        print(f"{name}: ({outcome.withheld.replace('_', ' ')}{shows})", flush=True)
         return
     for candidate in outcome.candidates:
-        print(f"{outcome.source.name}: {candidate.caption}", flush=True)
+        print(f"{name}: {candidate.caption}", flush=True)
 
 
 def lines_with_tags(outcome: Outcome) -> None:
     """Print what `lines` prints, and what the photo may show."""
     lines(outcome)
     if outcome.tags and not outcome.withheld:
-        print(f"{outcome.source.name}: {_may_show(outcome)}", flush=True)
+        print(f"{printable(outcome.source.name)}: {_may_show(outcome)}", flush=True)
 
 
 def _may_show(outcome: Outcome) -> str:
@@ -44,11 +45,12 @@ def _may_show(outcome: Outcome) -> str:
 
 
 def json_lines(outcome: Outcome) -> None:
-    """Print one JSON object."""
-    print(_as_json(outcome), flush=True)
+    """Print one JSON object, in UTF-8 or with escapes for a terminal that shows less."""
+    is_utf_8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    print(_as_json(outcome, ensure_ascii=not is_utf_8), flush=True)
 
 
-def _as_json(outcome: Outcome) -> str:
+def _as_json(outcome: Outcome, *, ensure_ascii: bool = False) -> str:
     best = outcome.candidates[0]
     line: dict[str, Any] = {
         "image": outcome.source.name,
@@ -59,7 +61,7 @@ def _as_json(outcome: Outcome) -> str:
         **({"tags": _tags(outcome)} if outcome.tags is not None else {}),
         "candidates": [vars(candidate) for candidate in outcome.candidates],
     }
-    return json.dumps(line, ensure_ascii=False)
+    return json.dumps(line, ensure_ascii=ensure_ascii)
 
 
 def _tags(outcome: Outcome) -> list[dict[str, Any]]:
@@ -145,6 +147,11 @@ def into_photo(outcome: Outcome) -> None:
         metadata.write(outcome.source.path, outcome.caption)
 
 
+def printable(name: str) -> str:
+    """Give a name that moves no cursor: what cannot be printed is escaped."""
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in name)
+
+
 def complain(error: object) -> None:
     """Tell the user what went wrong."""
-    print(f"caption-service: {error}", file=sys.stderr, flush=True)
+    print(f"caption-service: {printable(str(error))}", file=sys.stderr, flush=True)

@@ -43,8 +43,10 @@ def _found(name: str) -> Iterable[Source]:
 
 
 def _missing(name: str) -> str:
+    if name.startswith(("http://", "https://")):
+        return f"{name}: expected a file, not a web address: download it first"
     if Path(name).is_dir():
         return f"{name}: no file in it ends in {', '.join(sorted(IMAGE_SUFFIXES))}"
     if glob.has_magic(name):
-        return f"{name}: no file has such a name"
+        return f"{name}: No such file, and no file has such a name"
     return f"{name}: No such file or directory"

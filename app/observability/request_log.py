@@ -33,7 +33,8 @@ class RequestLog:
     """Outermost ASGI layer: request id, one log line, request metrics, span, ``Server-Timing``.
 
     The layers below leave their outcome in ``scope["state"]["outcome"]``. Probes and scrapes leave
-    no span, and their lines whisper.
+    no span, and their lines whisper. A path that nobody knows is told in the line, so that a wrong
+    prefix can be found; so is the client's address, where proxies are trusted to forward it.
 
     Args:
         app: What answers.
@@ -41,6 +42,7 @@ class RequestLog:
         tracing: Makes the spans.
         routes: The paths that are routes as they stand.
         templates: Patterns of paths that have a name in them, with what to call each.
+        tells_client: Whether the line has the client's address.
     """
 
     def __init__(
@@ -51,12 +53,14 @@ class RequestLog:
         tracing: Tracing,
         routes: frozenset[str],
         templates: Sequence[tuple[re.Pattern[str], str]] = (),
+        tells_client: bool = False,
     ) -> None:
         self.app = app
         self._metrics = metrics
         self._tracing = tracing
         self._routes = routes
         self._templates = templates
+        self._tells_client = tells_client
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -90,7 +94,8 @@ class RequestLog:
         self._metrics.requests.labels(route, request.outcome).inc()
         self._metrics.request_duration.labels(route).observe(request.duration_s())
         level = logging.DEBUG if route in _QUIET_ROUTES else logging.INFO
-        structlog.get_logger().log(level, "request", route=route, **request.summary())
+        more = request.about(path=route == _UNMATCHED, client=self._tells_client)
+        structlog.get_logger().log(level, "request", route=route, **more, **request.summary())
 
 
 def _server_timing(durations_s: Mapping[str, float]) -> str:
@@ -133,6 +138,15 @@ class _Request:
 
     def duration_s(self) -> float:
         return time.perf_counter() - self._started_s
+
+    def about(self, *, path: bool, client: bool) -> dict[str, str]:
+        """Give what a line has only sometimes: the path, and who asked."""
+        told: dict[str, str] = {}
+        if path:
+            told["path"] = echo.message(self._scope["path"])
+        if client and self._scope.get("client"):
+            told["client"] = echo.field(str(self._scope["client"][0]))
+        return told
 
     def summary(self) -> dict[str, object]:
         return {

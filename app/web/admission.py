@@ -81,10 +81,11 @@ class Admission:
             return
         try:
             entry = self._admit(scope)
-            scope["state"]["deadline_s"] = entry.deadline_s
             scope["state"]["caller"] = entry.key
+            scope["state"]["charge"] = partial(self._inflight.charge_more, entry)
             with self._inflight.entering(entry):
                 body = BufferedBody(await self._read_body(receive, entry))
+                scope["state"]["deadline_s"] = self._deadline_s(entry)
                 await answer_while_connected(self.app, scope, body, receive, send)
         except Disconnected:
             scope["state"]["outcome"] = "client_closed"
@@ -101,12 +102,17 @@ class Admission:
             declared_bytes = _declared_bytes(
                 headers, scope["method"], self._settings.max_upload_bytes
             )
-            timeout_s = min(self._settings.deadline_s, _asked_timeout_s(headers))
+            asked_s = _asked_timeout_s(headers)
             if scope["method"] == "POST":
-                self._check_wait(key, timeout_s)
+                self._check_wait(key, min(self._settings.deadline_s, asked_s))
         except (RequestError, NotReady, Overloaded) as reason:
             raise _Refused(reason) from None
-        return Entry(key, declared_bytes, scope["state"]["arrived_s"] + timeout_s)
+        return Entry(key, declared_bytes, scope["state"]["arrived_s"] + asked_s)
+
+    def _deadline_s(self, entry: Entry) -> float:
+        """Give the end of the work on a body that is there; its way here is not the service's."""
+        now_s = asyncio.get_running_loop().time()
+        return min(entry.deadline_s, now_s + self._settings.deadline_s)
 
     def _check_wait(self, key: int | None, timeout_s: float) -> None:
         """Refuse who finds no room or would wait too long, before the body is read.
@@ -124,14 +130,13 @@ class Admission:
 
     async def _read_body(self, receive: Receive, entry: Entry) -> bytes:
         limit, arrived = self._settings.max_upload_bytes, partial(self._inflight.arrived, entry)
-        slow_s = asyncio.get_running_loop().time() + self._settings.body_timeout_s
         try:
-            with self._inflight.uploading(entry, min(slow_s, entry.deadline_s)) as reading:
+            with self._inflight.uploading(entry) as reading:
                 async with reading:
                     return await counted_body(receive, limit, arrived)
         except TimeoutError:
-            slow = entry.made_room or slow_s <= entry.deadline_s
-            raise _Refused(SlowBody() if slow else DeadlineExceeded()) from None
+            late = not entry.made_room and entry.is_late(asyncio.get_running_loop().time())
+            raise _Refused(DeadlineExceeded() if late else SlowBody()) from None
         except (RequestError, Overloaded) as reason:
             raise _Refused(reason) from None
 

@@ -28,7 +28,8 @@ class Entry:
     Attributes:
         key: Whose it is, None where there are no keys.
         declared_bytes: Of its body; None where it does not say.
-        deadline_s: When nobody wants its answer any more, on the loop's clock.
+        deadline_s: When its caller wants the answer no more, on the loop's clock; infinite where he
+            did not say.
     """
 
     key: int | None
@@ -40,6 +41,10 @@ class Entry:
     made_room: bool = False
     ready: bool = False
     reading: asyncio.Timeout | None = field(default=None, repr=False)
+
+    def is_late(self, now_s: float) -> bool:
+        """Say whether the caller wants no answer any more."""
+        return now_s >= self.deadline_s
 
 
 class Inflight:
@@ -92,10 +97,13 @@ class Inflight:
             self._ready_of[entry.key] -= entry.ready
 
     @contextmanager
-    def uploading(self, entry: Entry, until_s: float) -> Iterator[asyncio.Timeout]:
-        """Give the time limit for reading a body, which ends sooner where a place is needed."""
+    def uploading(self, entry: Entry) -> Iterator[asyncio.Timeout]:
+        """Give the time limit for reading a body, which moves on with what arrives.
+
+        It ends sooner where a place is needed.
+        """
         entry.began_s = asyncio.get_running_loop().time()
-        entry.reading = asyncio.timeout_at(until_s)
+        entry.reading = asyncio.timeout_at(self._patience_s(entry))
         self._uploading[entry] = None
         try:
             yield entry.reading
@@ -104,18 +112,48 @@ class Inflight:
         finally:
             self._uploading.pop(entry, None)
 
-    def arrived(self, entry: Entry, arrived_bytes: int) -> None:
-        """Charge a body for what has arrived of it.
+    def _patience_s(self, entry: Entry) -> float:
+        """Give the moment until which a body may go on, on the loop's clock.
+
+        It has some seconds in all and one more for each so many bytes, as Apache's MinRate gives
+        them; and a few until it goes on, however fast it was.
+        """
+        settings = self._settings
+        earned_s = entry.arrived_bytes / settings.body_min_bytes_per_s
+        silent_s = asyncio.get_running_loop().time() + settings.body_idle_s
+        steady_s = entry.began_s + settings.body_timeout_s + earned_s
+        return min(silent_s, steady_s, entry.deadline_s)
+
+    def charge_more(self, entry: Entry, more: int) -> None:
+        """Charge a request for bytes that it holds beside its body, or for fewer, until its end.
 
         Raises:
             Overloaded: There is no room for so much.
             TooManyRequests: Its key has its share already.
         """
+        if more > 0:
+            self._check_bytes(entry.key, more)
+        self._charge(entry, entry.charged_bytes + more)
+
+    def arrived(self, entry: Entry, arrived_bytes: int) -> None:
+        """Charge a body for what has arrived of it, and give it time for more.
+
+        Raises:
+            Overloaded: There is no room for so much.
+            TooManyRequests: Its key has its share already.
+        """
+        grew = arrived_bytes > entry.arrived_bytes
         entry.arrived_bytes = arrived_bytes
         more = arrived_bytes - entry.charged_bytes
         if more > 0:
             self._check_bytes(entry.key, more)
             self._charge(entry, arrived_bytes)
+        if grew and entry.reading is not None and not self._is_ending(entry):
+            entry.reading.reschedule(self._patience_s(entry))
+
+    @staticmethod
+    def _is_ending(entry: Entry) -> bool:
+        return entry.made_room or entry.reading is None or entry.reading.expired()
 
     def _check(self, entry: Entry) -> None:
         limit = self._settings.max_inflight_per_key

@@ -11,6 +11,7 @@ Exception                                 status  code
 │   ├── UnsupportedMediaType                 415  unsupported_media_type
 │   ├── TooManyImages                        422  too_many_images
 │   ├── InvalidRequest                       422  invalid_request
+│   ├── FetchFailed                          422  fetch_failed
 │   ├── TooManyRequests                      429  too_many_requests
 │   └── HeadTooLarge                         431  head_too_large
 ├── HTTPException (404)                      404  not_found
@@ -26,8 +27,8 @@ Exception                                 status  code
 ├── DeadlineExceeded                         504  deadline_exceeded
 └── anything else                            500  internal_error
 
-Bodies are RFC 9457 problem details. Of an exception only its class, its limit and, for an
-ImageError, whose text is fixed, its text are used.
+Bodies are RFC 9457 problem details. Of an exception only its class, its limit and, where its text
+is ours and harmless (an ImageError, a RequestError), its text are used.
 """
 
 import asyncio
@@ -43,6 +44,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.captioner.errors import (
+    FORMATS,
     ImageError,
     ImageTooLarge,
     TooCostly,
@@ -75,7 +77,7 @@ class HeadTooLarge(RequestError):
 
 
 class MalformedBody(RequestError):
-    """The body does not follow the syntax that its media type promises."""
+    """The body does not follow the syntax that its media type promises; its text says where."""
 
 
 class Unauthorized(RequestError):
@@ -99,7 +101,7 @@ class EncodedBody(RequestError):
 
 
 class UnsupportedMediaType(RequestError):
-    """The body is in none of the three forms."""
+    """The body is in none of the three forms; its text may say what to do."""
 
 
 class TooManyImages(RequestError):
@@ -118,10 +120,19 @@ class InvalidRequest(RequestError):
         self.errors = [_complaint(error) for error in errors[:_MOST_ERRORS]]
 
 
+class FetchFailed(RequestError):
+    """A web address leads to no image that is taken; the text is ours and says why."""
+
+    def __init__(self, message: str, limit: int | None = None) -> None:
+        super().__init__(message)
+        self.limit = limit
+
+
 def _complaint(error: Mapping[str, Any]) -> dict[str, str]:
     """Name the field and the fault; of names that the caller chose only a harmless beginning."""
     place = ".".join(echo.field(str(name)) for name in error["loc"])
-    return {"field": place, "message": echo.message(error["msg"])}
+    message = error["msg"].removeprefix("Value error, ")  # pydantic's word
+    return {"field": place, "message": echo.message(message)}
 
 
 class TooManyRequests(RequestError):
@@ -179,13 +190,16 @@ PROBLEM_TYPES: dict[type[Exception], ProblemType] = {
         415,
         "unsupported_media_type",
         "Unsupported media type",
-        "Send multipart/form-data, image/jpeg, image/png, image/webp or application/json.",
+        "Send the bytes of an image, multipart/form-data or application/json.",
     ),
     TooManyImages: ProblemType(
         422, "too_many_images", "Too many images", "Send fewer images per request."
     ),
     InvalidRequest: ProblemType(
         422, "invalid_request", "Invalid request", "A value is missing or wrong."
+    ),
+    FetchFailed: ProblemType(
+        422, "fetch_failed", "Fetch failed", "The web address leads to no image."
     ),
     TooManyRequests: TOO_MANY_REQUESTS,
     OverShare: TOO_MANY_REQUESTS,
@@ -196,7 +210,7 @@ PROBLEM_TYPES: dict[type[Exception], ProblemType] = {
         422, TooCostly.code, "Too costly", "Decoding the image takes more time than it may."
     ),
     UnsupportedImage: ProblemType(
-        415, UnsupportedImage.code, "Unsupported image", "Send a JPEG, PNG or WebP image."
+        415, UnsupportedImage.code, "Unsupported image", f"Send a {FORMATS} image."
     ),
     UndecodableImage: ProblemType(
         422, UndecodableImage.code, "Undecodable image", "The image is damaged or cut short."
@@ -209,9 +223,14 @@ PROBLEM_TYPES: dict[type[Exception], ProblemType] = {
     ),
 }
 HTTP_PROBLEM_TYPES = {
-    404: ProblemType(404, "not_found", "Not found", "There is nothing at this path."),
+    404: ProblemType(
+        404,
+        "not_found",
+        "Not found",
+        "There is nothing at this path; captions are at POST /v1/captions.",
+    ),
     405: ProblemType(
-        405, "method_not_allowed", "Method not allowed", "This path has another method."
+        405, "method_not_allowed", "Method not allowed", "This path has another method: see Allow."
     ),
 }
 ALL_PROBLEM_TYPES = {
@@ -267,8 +286,17 @@ def describe(error: Exception, request_id: str) -> dict[str, Any]:
     return {name: value for name, value in members.items() if value is not None}
 
 
+_SELF_EXPLAINING = (ImageError, MalformedBody, UnsupportedMediaType, FetchFailed)
+
+
 def _detail(error: Exception, problem_type: ProblemType) -> str:
-    return (str(error) if isinstance(error, ImageError) else "") or problem_type.detail
+    """Say what is wrong with this very request, where that is known."""
+    if isinstance(error, InvalidRequest) and error.errors:
+        first = error.errors[0]
+        return ": ".join(filter(None, (first["field"], first["message"])))
+    if isinstance(error, _SELF_EXPLAINING) and str(error):
+        return echo.message(str(error))
+    return problem_type.detail
 
 
 def response(
@@ -303,6 +331,8 @@ def _headers(error: Exception, body: Mapping[str, Any]) -> dict[str, str]:
     headers = {"cache-control": "no-store"}
     if "retry_after" in body:
         headers["retry-after"] = str(body["retry_after"])
+    if isinstance(error, EncodedBody):
+        headers["accept-encoding"] = "identity"
     if isinstance(error, Unauthorized):
         headers["www-authenticate"] = "Bearer"
     if isinstance(error, HTTPException):

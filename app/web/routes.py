@@ -9,6 +9,7 @@ from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.datastructures import State
+from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from app.captioner.presentation import told
@@ -18,11 +19,13 @@ from app.serving.health import Health, NotReady, Report
 from app.serving.service import CaptionService, OnStage
 from app.settings import Settings
 from app.web import answers, forms, problems
+from app.web.fetching import Fetcher
 from app.web.forms import CaptionRequest, Upload
 from app.web.problems import InvalidRequest
 from app.web.schemas import (
     PARAMETERS,
     REQUEST_BODY,
+    SECURITY,
     CaptionResponse,
     CheckpointList,
     HealthReport,
@@ -44,10 +47,14 @@ class Direct(APIRoute):
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        if scope["method"] not in (self.methods or ()):
-            await super().handle(scope, receive, send)  # says which it may have
-            return
+        methods = set(self.methods or ())
+        if "GET" in methods:  # not in ``methods`` themselves: the description would have each twice
+            methods.add("HEAD")
+        if scope["method"] not in methods:
+            raise HTTPException(405, headers={"Allow": ", ".join(sorted(methods))})
         response: Response = await self.endpoint(Request(scope, receive, send))
+        if scope["method"] == "HEAD":
+            response.body = b""  # its length stays in the head
         await response(scope, receive, send)
 
 
@@ -58,8 +65,8 @@ _CAPTION_PROBLEMS = (
     "malformed_request", "head_too_large", "malformed_body", "unauthorized", "slow_body",
     "body_too_large", "too_many_pixels",
     "unsupported_encoding", "unsupported_media_type", "unsupported_image", "undecodable_image",
-    "too_costly", "too_many_images", "invalid_request", "too_many_requests", "internal_error",
-    "overloaded", "not_ready", "deadline_exceeded",
+    "too_costly", "too_many_images", "invalid_request", "fetch_failed", "too_many_requests",
+    "internal_error", "overloaded", "not_ready", "deadline_exceeded",
 )  # fmt: skip
 
 
@@ -71,6 +78,7 @@ class AppState:
     service: CaptionService
     health: Health
     metrics: Metrics
+    fetcher: Fetcher
 
 
 def app_state_of(request: Request) -> AppState:
@@ -88,21 +96,25 @@ def app_state_of(request: Request) -> AppState:
     description="One to many images in, for each a sentence out, in the same order.",
     response_model=CaptionResponse,
     responses=problems.openapi_responses(*_CAPTION_PROBLEMS),
-    openapi_extra={"requestBody": REQUEST_BODY, "parameters": PARAMETERS},
+    openapi_extra={"requestBody": REQUEST_BODY, "parameters": PARAMETERS, "security": SECURITY},
 )
 async def caption_images(request: Request) -> Response:
     """Answer ``POST /v1/captions``."""
     app_state = app_state_of(request)
-    asked = await forms.read(request, app_state.settings.max_images)
-    outcomes = await caption_uploads(asked, request)
+    may_fetch = app_state.fetcher.is_on
+    asked = await forms.read(request, app_state.settings.max_images, may_fetch=may_fetch)
+    asked, outcomes = await caption_uploads(asked, request)
     return await answers.as_json(asked, outcomes, request.state.request_id, app_state.service)
 
 
-async def caption_uploads(asked: CaptionRequest, request: Request) -> "list[Outcome]":
+async def caption_uploads(
+    asked: CaptionRequest, request: Request
+) -> "tuple[CaptionRequest, list[Outcome]]":
     """Caption the uploads of an admitted request, within its deadline and its key's share.
 
     Returns:
-        For each upload its captions, or what is wrong with it.
+        The request with what its web addresses led to, and for each upload its captions, or what
+        is wrong with it.
 
     Raises:
         InvalidRequest: More candidates are asked for than the beam is wide.
@@ -110,8 +122,17 @@ async def caption_uploads(asked: CaptionRequest, request: Request) -> "list[Outc
     """
     app_state = app_state_of(request)
     _check_n_best(asked.options, app_state.service)
+    asked = await _fetched(asked, request.state, app_state.fetcher)
     with app_state.service.holding(len(asked.uploads), request.state.caller):
-        return await _outcomes(asked, request.state, app_state)
+        return asked, await _outcomes(asked, request.state, app_state)
+
+
+async def _fetched(asked: CaptionRequest, state: State, fetcher: Fetcher) -> CaptionRequest:
+    try:
+        async with asyncio.timeout_at(state.deadline_s):
+            return await fetcher.fetched(asked, state.charge)
+    except TimeoutError:
+        raise DeadlineExceeded from None
 
 
 def _check_n_best(options: Options, service: CaptionService) -> None:
@@ -144,6 +165,8 @@ async def _found(
     service: CaptionService, upload: Upload, deadline_s: float, on_stage: OnStage, flow: Flow
 ) -> "Candidates | Exception":
     """Give the captions of one upload, or what went wrong with it: the others go on."""
+    if upload.fault is not None:
+        return upload.fault
     try:
         return await service.caption(upload.data, deadline_s, on_stage, flow)
     except Exception as error:  # noqa: BLE001 - becomes this image's problem or the request's
@@ -177,6 +200,7 @@ def _raise_what_concerns_all(outcomes: "list[Outcome]") -> None:
     responses=problems.openapi_responses(
         "unauthorized", "invalid_request", "too_many_requests", "overloaded", "not_ready"
     ),
+    openapi_extra={"security": SECURITY},
 )
 async def list_checkpoints(request: Request) -> Response:
     """Answer ``GET /v1/models``."""

@@ -1,31 +1,23 @@
 """Wire schemas: what goes in and out as JSON."""
 
-import base64
-import binascii
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from app.captioner.presentation import Presentation, Style
+from app.web import base64_text
 
-_PIECE_BYTES = 3 * 2**16  # one call holds the GIL for less than a millisecond
-_PIECE_CHARACTERS = _PIECE_BYTES // 3 * 4
-_NO_BASE64 = "expected base64 without line breaks or prefix"
+NO_URLS = (
+    "Web addresses are not fetched here: send the bytes of the image, or set CAPTION_FETCH_URLS"
+)
 
 
-def _from_base64(value: object) -> bytes:
+def _from_base64(value: object) -> bytes | None:
+    if value is None:
+        return None
     if not isinstance(value, str):
         raise ValueError("expected a string of base64")  # noqa: TRY004 - pydantic reports ValueError
-    try:
-        pieces = [
-            base64.b64decode(value[start : start + _PIECE_CHARACTERS], validate=True)
-            for start in range(0, len(value), _PIECE_CHARACTERS)
-        ]
-    except (binascii.Error, ValueError):
-        raise ValueError(_NO_BASE64) from None
-    if any(len(piece) < _PIECE_BYTES for piece in pieces[:-1]):  # padding before the end
-        raise ValueError(_NO_BASE64)
-    return b"".join(pieces)
+    return base64_text.decoded(value.encode("ascii", "replace"))
 
 
 class Strict(BaseModel):
@@ -63,16 +55,58 @@ class Options(Strict):
         return Presentation(neutral=self.neutral, style=self.style, min_confidence=least)
 
 
-class JsonImage(Strict):
-    """One image of a JSON request."""
+def given(fields: dict[str, Any]) -> dict[str, Any]:
+    """Leave out the options that are there and empty, as forms send them: they have their default.
 
-    data: Annotated[bytes, BeforeValidator(_from_base64)]
+    Also the members of a JSON body, whose images are never empty strings.
+    """
+    return {
+        name: value
+        for name, value in fields.items()
+        if not (value is None or (isinstance(value, str) and not value.strip()))
+    }
+
+
+class JsonImage(Strict):
+    """One image of a JSON request: its bytes, or its web address. A bare string is either."""
+
+    data: Annotated[bytes | None, BeforeValidator(_from_base64)] = None
+    url: str | None = Field(None, max_length=2048)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_string(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        return {"url" if value[:8].lower().startswith(("http://", "https://")) else "data": value}
+
+    @model_validator(mode="after")
+    def _is_one_of_both(self) -> Self:
+        if (self.data is None) == (self.url is None):
+            raise ValueError('expected {"data": "<base64>"}, or {"url": "https://..."}')
+        return self
 
 
 class JsonRequest(Options):
-    """A JSON request."""
+    """A JSON request. ``image``, or ``url``, is short for one image."""
 
     images: list[JsonImage] = Field(min_length=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_short_forms(cls, value: object) -> object:
+        if not isinstance(value, dict):
+            return value
+        members = given(value)
+        images = members.get("images")
+        if isinstance(images, str | dict):
+            members["images"] = [images]
+        if images is None and "image" in members:
+            image = members.pop("image")
+            members["images"] = image if isinstance(image, list) else [image]
+        elif images is None and "url" in members:
+            members["images"] = [{"url": members.pop("url")}]
+        return members
 
 
 _REQUEST_TIMEOUT: dict[str, Any] = {
@@ -89,7 +123,32 @@ PARAMETERS: list[dict[str, Any]] = [
     ),
     _REQUEST_TIMEOUT,
 ]
-_RAW_IMAGE = {"schema": {"type": "string", "format": "binary"}}
+SECURITY_SCHEMES: dict[str, Any] = {
+    "bearer": {"type": "http", "scheme": "bearer", "description": "Where keys are set."},
+    "apiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+}
+SECURITY: list[dict[str, list[str]]] = [{"bearer": []}, {"apiKey": []}, {}]
+"""What an operation that may need a key says; the last one is none."""
+_BINARY = {"type": "string", "format": "binary"}
+_RAW_IMAGE = {"schema": _BINARY}
+_JSON_IMAGE: dict[str, Any] = {
+    "anyOf": [
+        {"type": "string", "contentEncoding": "base64"},
+        {
+            "type": "object",
+            "required": ["data"],
+            "additionalProperties": False,
+            "properties": {"data": {"type": "string", "contentEncoding": "base64"}},
+        },
+        {
+            "type": "object",
+            "required": ["url"],
+            "additionalProperties": False,
+            "properties": {"url": {"type": "string", "format": "uri", "maxLength": 2048}},
+        },
+    ]
+}
+# Options are in the query: in a form too, a generated client would have each of them twice.
 REQUEST_BODY: dict[str, Any] = {
     "required": True,
     "content": {
@@ -97,32 +156,19 @@ REQUEST_BODY: dict[str, Any] = {
             "schema": {
                 "type": "object",
                 "required": ["image"],
-                "properties": {
-                    "image": {"type": "array", "items": {"type": "string", "format": "binary"}},
-                    **_OPTION_FIELDS,
-                },
+                "properties": {"image": {"type": "array", "items": _BINARY}},
             },
-            "encoding": {"image": {"contentType": "image/jpeg, image/png, image/webp"}},
+            "encoding": {"image": {"contentType": "image/*"}},
         },
-        "image/jpeg": _RAW_IMAGE,
-        "image/png": _RAW_IMAGE,
-        "image/webp": _RAW_IMAGE,
+        "application/octet-stream": _RAW_IMAGE,
+        "image/*": _RAW_IMAGE,
         "application/json": {
             "schema": {
                 "type": "object",
                 "required": ["images"],
                 "additionalProperties": False,
                 "properties": {
-                    "images": {
-                        "type": "array",
-                        "minItems": 1,
-                        "items": {
-                            "type": "object",
-                            "required": ["data"],
-                            "additionalProperties": False,
-                            "properties": {"data": {"type": "string", "contentEncoding": "base64"}},
-                        },
-                    },
+                    "images": {"type": "array", "minItems": 1, "items": _JSON_IMAGE},
                     **_OPTION_FIELDS,
                 },
             },
@@ -199,6 +245,9 @@ class CaptionedImage(Strict):
         description="When asked for, and where a caption is withheld; null if not known.",
     )
     candidates: list[Candidate]
+    warning: str | None = Field(
+        None, description="What to know about the caption; only where there is something."
+    )
 
 
 class RefusedImage(Strict):

@@ -85,7 +85,7 @@ async def test_a_remote_url_is_an_error_in_openais_shape(address):
     error = answer.json()["error"]
     assert error["type"] == "invalid_request_error"
     assert error["code"] == "invalid_request"
-    assert error["param"] == "messages.0.content.0.image_url"
+    assert error["param"] == "url"
     assert "data: URI" in error["message"]
 
 

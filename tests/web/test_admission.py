@@ -129,6 +129,7 @@ async def test_a_compressed_body_is_refused():
         headers = {**RAW, "content-encoding": "identity"}
         allowed = await client.post("/v1/captions", content=b"a", headers=headers)
     problem(refused, 415, "unsupported_encoding")
+    assert refused.headers["accept-encoding"] == "identity"  # RFC 9110 section 15.5.16
     assert captions(allowed) == ["a"]
 
 
@@ -138,6 +139,60 @@ async def test_a_slow_body_is_given_up():
         status, _ = await ask(client.app, piece(b"x", more=True), hold=hold)
         assert status == 408
         assert client.app.state.app_state.metrics.inflight_bytes._value.get() == 0
+
+
+async def sending(app, pieces, pause_s, *headers):
+    """Send pieces one by one with a pause before each; give the status."""
+    left = list(pieces)
+    sent = []
+
+    async def receive():
+        if not left:
+            await asyncio.Event().wait()
+        await asyncio.sleep(pause_s)
+        return piece(left.pop(0), more=bool(left))
+
+    async def send(message):
+        sent.append(message)
+
+    await app(
+        {
+            "type": "http",
+            "method": "POST",
+            "path": "/v1/captions",
+            "query_string": b"",
+            "headers": [(b"content-type", b"image/jpeg"), *headers],
+        },
+        receive,
+        send,
+    )
+    return sent[0]["status"]
+
+
+async def test_a_slow_and_steady_body_is_waited_for_beyond_all_time_outs():
+    """Its rate is above the least; and the time for the work begins when it is there."""
+    slow = {"body_timeout_s": 0.1, "body_idle_s": 0.5, "body_min_bytes_per_s": 100}
+    async with serving(**slow, deadline_s=0.3) as client:
+        assert await sending(client.app, [b"x" * 20] * 10, 0.05) == 200
+
+
+async def test_a_body_below_the_least_rate_is_given_up():
+    slow = {"body_timeout_s": 0.2, "body_idle_s": 5, "body_min_bytes_per_s": 1000}
+    async with serving(**slow) as client, asyncio.timeout(4):
+        assert await sending(client.app, [b"x"] * 200, 0.02) == 408
+
+
+async def test_a_body_that_stops_is_given_up_however_fast_it_was():
+    fast = {"body_timeout_s": 99, "body_idle_s": 0.1, "body_min_bytes_per_s": 1}
+    async with serving(**fast) as client, asyncio.timeout(5):
+        status, _ = await ask(client.app, piece(b"x" * 10_000, more=True), hold=asyncio.Event())
+    assert status == 408
+
+
+async def test_empty_pieces_are_no_progress():
+    slow = {"body_timeout_s": 99, "body_idle_s": 0.2, "body_min_bytes_per_s": 1}
+    async with serving(**slow) as client, asyncio.timeout(5):
+        assert await sending(client.app, [b""] * 1000, 0.02) == 408
 
 
 async def test_a_client_that_leaves_while_sending_is_no_error():
@@ -317,7 +372,7 @@ async def test_an_upload_whose_time_has_just_passed_makes_room_too():
     late, newcomer = Entry(None, 10, 0.0), Entry(None, 10, 0.0)
 
     async def upload():
-        with inflight.entering(late), inflight.uploading(late, 0.0) as reading:
+        with inflight.entering(late), inflight.uploading(late) as reading:
             async with reading:
                 late.began_s -= 1
                 await asyncio.Event().wait()

@@ -209,7 +209,7 @@ async def test_a_poison_image_fails_alone_and_tells_nothing():
     assert "secret" not in answer.text
 
 
-@pytest.mark.parametrize("media_type", ["text/plain", "application/octet-stream", ""])
+@pytest.mark.parametrize("media_type", ["text/plain", "video/mp4", "multipart/mixed"])
 async def test_other_media_types_are_refused(media_type):
     async with serving() as client:
         answer = await client.post(
@@ -251,15 +251,13 @@ async def test_a_malformed_body_is_400(content, media_type):
         ({"json": {}}, "images"),
         ({"json": {"images": []}}, "images"),
         ({"json": {"images": [{"data": "&"}]}}, "images.0.data"),
-        ({"json": {"images": [{"url": "http://localhost"}]}}, "images.0.data"),
+        ({"json": {"images": [{"url": "http://localhost"}]}}, "url"),
+        ({"json": {"images": [{}]}}, "images.0"),
         ({"json": as_json(b"a", beams=3)}, "beams"),
         ({"json": as_json(b"a", n_best=0)}, "n_best"),
         ({"json": as_json(b"a", n_best=4)}, "n_best"),
         ({"content": b"a", "headers": RAW, "params": {"n_best": "many"}}, "query.n_best"),
-        ({"content": b"a", "headers": RAW, "params": {"nbest": "1"}}, "query.nbest"),
-        ({"files": [("picture", ("a.jpg", b"a"))]}, "image"),
-        ({"files": as_files(b"a"), "data": {"beams": "3"}}, "beams"),
-        ({"files": {"image": (None, "text")}}, "image"),
+        ({"files": {"note": (None, "text")}}, "image"),
     ],
 )
 async def test_a_wrong_value_is_422_and_named(request_, field):
@@ -320,7 +318,7 @@ async def test_before_it_is_ready_captions_are_refused_with_the_reason():
 async def test_unknown_paths_and_methods_are_problems_too():
     async with serving() as client:
         problem(await client.get("/nowhere"), 404, "not_found")
-        problem(await client.post("/v1/captions/", content=b"a", headers=RAW), 404, "not_found")
+        problem(await client.post("/v1/captions//", content=b"a", headers=RAW), 404, "not_found")
         refused = await client.get("/v1/captions")
     problem(refused, 405, "method_not_allowed")
     assert refused.headers["allow"] == "POST"
@@ -366,9 +364,8 @@ async def test_openapi_describes_every_form_and_every_problem():
     assert set(operation["requestBody"]["content"]) == {
         "multipart/form-data",
         "application/json",
-        "image/jpeg",
-        "image/png",
-        "image/webp",
+        "application/octet-stream",
+        "image/*",
     }
     told = {
         code
@@ -386,6 +383,21 @@ async def test_openapi_describes_every_form_and_every_problem():
         "tags",
         "X-Request-Timeout",
     }
+
+
+async def test_openapi_is_what_generators_can_use():
+    """A key in either header, a body of any bytes, and no name twice in an operation."""
+    async with serving() as client:
+        openapi = (await client.get("/openapi.json")).json()
+    schemes = openapi["components"]["securitySchemes"]
+    assert {each["type"] for each in schemes.values()} == {"http", "apiKey"}
+    operation = openapi["paths"]["/v1/captions"]["post"]
+    assert {name for each in operation["security"] for name in each} == set(schemes)
+    form = operation["requestBody"]["content"]["multipart/form-data"]["schema"]["properties"]
+    names = [*form, *(parameter["name"] for parameter in operation["parameters"])]
+    assert len(names) == len(set(names))
+    ids = [each["operationId"] for path in openapi["paths"].values() for each in path.values()]
+    assert len(ids) == len(set(ids))
 
 
 async def test_every_reference_of_openapi_leads_somewhere():

@@ -8,6 +8,7 @@ costs the one image it had. Small jobs have a process that no costly one ever en
 import fcntl
 import mmap
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -473,5 +474,6 @@ def _room(size: int) -> "bytearray | mmap.mmap":
 
 
 def _refusal(words: bytes) -> ImageError:
-    code, _, text = words.decode(errors="replace").partition(" ")
-    return _REFUSALS.get(code, UndecodableImage)(text)
+    code, limit, text = (*words.decode(errors="replace").split(" ", 2), "", "")[:3]
+    kind = _REFUSALS.get(code, UndecodableImage)
+    return kind(text, int(limit) if re.fullmatch("[0-9]{1,12}", limit) else None)

@@ -137,7 +137,7 @@ def _answer(service: socket.socket, order: _Order, shared: mmap.mmap | None) -> 
     try:
         pixels_HWC = _decoded(order)
     except ImageError as error:
-        words = f"{error.code} {error}".encode()
+        words = f"{error.code} {'-' if error.limit is None else error.limit} {error}".encode()
         service.sendall(ANSWER.pack(0, 0, len(words)) + words)
         return
     told, pixels = ANSWER.pack(*pixels_HWC.shape[:2], 0), pixels_HWC.data.cast("B")

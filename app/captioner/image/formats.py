@@ -7,26 +7,14 @@ what comes in runs is skipped by a search in C.
 import math
 import re
 import zlib
-from collections.abc import Iterator, Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final, Literal
 
-from app.captioner.errors import UndecodableImage, UnsupportedImage
+from app.captioner.errors import FORMATS, UndecodableImage, UnsupportedImage
+from app.captioner.image import gif, tiff
+from app.captioner.image.bare import Bare, damaged
 
-Kind = Literal["JPEG", "PNG", "WEBP"]
-
-
-class Bare(NamedTuple):
-    """A file with only what its pixels need.
-
-    Attributes:
-        file: what a decoder is given.
-        exif: what was cut out of it.
-        scans: how often a decoder walks over the picture, in walks of Huffman's code.
-    """
-
-    file: bytes
-    exif: bytes
-    scans: int = 1
+Kind = Literal["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF"]
 
 
 _MOST_SCANS = 50  # encoders write a dozen
@@ -39,10 +27,38 @@ _QUICK_BYTES, _QUICK_PIXELS = 4 * 2**20, 16_000_000
 _MOST_SEGMENTS = 64  # of the header of a JPEG that is quick; cameras write a dozen
 _JPEG_MAGIC = b"\xff\xd8\xff"
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+_MAGIC: Final[dict[Kind, bytes | tuple[bytes, ...]]] = {
+    "JPEG": _JPEG_MAGIC,
+    "PNG": _PNG_MAGIC,
+    "GIF": gif.MAGIC,
+    "TIFF": tiff.MAGIC,
+}
+_BMP_HEADS = frozenset({12, 40, 52, 56, 64, 108, 124})
+_MOST_BRANDS_END = 256
+_AVIF_BRANDS = frozenset({b"avif", b"avis"})
+_HEIF_BRANDS = frozenset({
+    b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1",
+})  # fmt: skip
+_OTHERS = {
+    rb"(<\?xml.*?)?(<!doctype\s+svg.*?|<!--.*?)?<svg": "an SVG is a drawing: render it as PNG",
+    rb"<(!doctype\s+)?html": "this is a web page, perhaps an error page in the place of a photo",
+    rb"%pdf": "a PDF holds pages: save the page as JPEG or PNG",
+    rb"%!ps": "a PostScript file holds pages: save the page as JPEG or PNG",
+    rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51": "JPEG 2000 is not read: save it as JPEG",
+    rb"\xff\x0a|\0\0\0\x0cJXL ": "JPEG XL is not read: save it as JPEG",
+    rb"8BPS": "a Photoshop file is not read: export it as JPEG or PNG",
+    rb"\0\0\x01\0": "an icon is not read: save it as PNG",
+    rb"(II|MM)[+\0][\0+]": "a BigTIFF is not read: save it as TIFF",
+    rb"....ftyp|\x1aE\xdf\xa3": "this is a video: send a picture of it",
+    rb"PK\x03\x04|\x1f\x8b": "this is an archive: send the photos in it",
+    rb"/9j/|iVBORw0KGgo|UklGR|R0lGOD": "this is base64: send the bytes, or JSON with it",
+}
 _PNG_KEPT = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IEND", b"eXIf"})
 _PNG_CHANNELS = {b"\0": 1, b"\2": 3, b"\3": 1, b"\4": 2, b"\6": 4}
 _PNG_ALPHA = frozenset({b"\4", b"\6"})
 _SOS, _EOI, _EXIF_SEGMENT = 0xDA, 0xD9, 0xE1
+_EOI_MARKER = b"\xff\xd9"
+_COEFFICIENTS, _UNSENT = 64, 14  # of a block; bits that are missing before the first scan
 # SOFn, DHT and DAC; DQT, DRI, JFIF and Adobe.
 _JPEG_KEPT = frozenset({*range(0xC0, 0xD0), 0xDB, 0xDD, 0xE0, 0xEE} - {0xC8})
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
@@ -58,21 +74,71 @@ _ORIENTATION_TAG = 0x0112
 _WEBP_FLAGS = 0x12  # of an extended file: alpha, animation; the others promise what is cut away
 _WEBP_FIRST = frozenset({b"VP8X", b"ANIM", b"ALPH"})  # what the first picture needs before it
 _WEBP_PICTURE = frozenset({b"VP8 ", b"VP8L", b"ANMF"})
+_MOST_BOXES_END = 2**20
+_BMP_RUNS = frozenset({b"\1", b"\2"})  # RLE8 and RLE4, which Pillow reads in Python
+_BMP_RUN_S = 0.5e-6
+_COST_S: Final[dict[Kind, tuple[float, float]]] = {  # of a pixel, and of a byte
+    "WEBP": (20e-9, 25e-9),
+    "GIF": (6e-9, 15e-9),
+    "BMP": (4e-9, 1e-9),
+    "TIFF": (12e-9, 15e-9),
+    "AVIF": (20e-9, 60e-9),
+    "HEIF": (30e-9, 60e-9),
+}
 
 
 def kind_of(data: bytes) -> Kind:
     """Tell a format by its first bytes, in Pillow's word.
 
     Raises:
-        UnsupportedImage: it is none of the three.
+        UndecodableImage: there are no bytes at all.
+        UnsupportedImage: it is none of ours; the text says what to do where that is known.
     """
-    if data.startswith(_JPEG_MAGIC):
-        return "JPEG"
-    if data.startswith(_PNG_MAGIC):
-        return "PNG"
+    kind = _kind(data)
+    if kind is not None:
+        return kind
+    if not data:
+        raise UndecodableImage("the file is empty: it has 0 bytes")
+    raise UnsupportedImage(_advice(data))
+
+
+def is_image(data: bytes) -> bool:
+    """Say whether the bytes begin like an image that is read here."""
+    return _kind(data) is not None
+
+
+def _kind(data: bytes) -> Kind | None:
+    for kind, magic in _MAGIC.items():
+        if data.startswith(magic):
+            return kind
     if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
         return "WEBP"
-    raise UnsupportedImage("expected a JPEG, PNG or WebP image")
+    if data.startswith(b"BM") and _little(data[14:18]) in _BMP_HEADS:
+        return "BMP"
+    return _boxed_kind(data)
+
+
+def _boxed_kind(data: bytes) -> Kind | None:
+    """Tell AVIF and HEIF, which are boxes of MPEG-4, by their brands.
+
+    Reference: ISO/IEC 14496-12 section 4.3, ISO/IEC 23008-12
+    """
+    if data[4:8] != b"ftyp":
+        return None
+    end = min(int.from_bytes(data[:4], "big"), len(data), _MOST_BRANDS_END)
+    brands = [data[8:12], *(data[at : at + 4] for at in range(16, end, 4))]
+    if not _AVIF_BRANDS.isdisjoint(brands):
+        return "AVIF"
+    return "HEIF" if not _HEIF_BRANDS.isdisjoint(brands) else None
+
+
+def _advice(data: bytes) -> str:
+    """Say what would work in the place of another kind of file."""
+    start = data[:1024].lstrip(b"\xef\xbb\xbf \t\r\n")
+    for pattern, advice in _OTHERS.items():
+        if re.match(pattern, start, re.DOTALL | re.IGNORECASE):
+            return f"{advice}; expected a {FORMATS} image"
+    return f"expected a {FORMATS} image"
 
 
 def bare(data: bytes, kind: Kind) -> Bare:
@@ -80,13 +146,10 @@ def bare(data: bytes, kind: Kind) -> Bare:
 
     Raises:
         UndecodableImage: there are more scans, segments or chunks than any encoder writes.
+        UnsupportedImage: it is coded in a way that is not read.
     """
-    return {"JPEG": _bare_jpeg, "PNG": _bare_png, "WEBP": _bare_webp}[kind](data)
-
-
-def damaged() -> UndecodableImage:
-    """Make the error whose text tells nothing."""
-    return UndecodableImage("the image is damaged or incomplete")
+    strip = _BARE.get(kind)
+    return Bare(data, b"") if strip is None else strip(data)
 
 
 def webp_size(data: bytes) -> tuple[int, int]:
@@ -136,11 +199,46 @@ def cost_s(data: bytes) -> float:
     `benchmarks/costliest.py` tries within three. Deflate blocks with tables and no content cost
     ten times as much as they look. What cannot be decoded may cost less.
     """
-    if data.startswith(_JPEG_MAGIC):
+    kind = _kind(data)
+    if kind is None:
+        return 0.0
+    if kind == "JPEG":
         return _jpeg_cost_s(data)
-    if data.startswith(_PNG_MAGIC):
+    if kind == "PNG":
         return _png_cost_s(data)
-    return 20e-9 * math.prod(webp_size(data)) + 25e-9 * len(data)
+    if kind == "BMP" and data[30:31] in _BMP_RUNS:
+        return _BMP_RUN_S * len(data)
+    width, height = _size(data, kind)
+    pixel_s, byte_s = _COST_S[kind]
+    return pixel_s * width * height + byte_s * len(data)
+
+
+def _size(data: bytes, kind: Kind) -> tuple[int, int]:
+    """Give width and height as the header says; of what has several, the largest."""
+    if kind == "WEBP":
+        return webp_size(data)
+    if kind == "GIF":
+        return gif.size(data)
+    if kind == "TIFF":
+        return tiff.size(data)
+    if kind == "BMP":
+        sides = (18, 20, 2) if _little(data[14:18]) == 12 else (18, 22, 4)
+        return _bmp_side(data, sides[0], sides[2]), _bmp_side(data, sides[1], sides[2])
+    return _boxed_size(data)
+
+
+def _bmp_side(data: bytes, at: int, nbytes: int) -> int:
+    return abs(int.from_bytes(data[at : at + nbytes], "little", signed=nbytes == 4))
+
+
+def _boxed_size(data: bytes) -> tuple[int, int]:
+    """Give the largest extent of the pictures; tiles and thumbnails have theirs, too."""
+    sizes, at = [(0, 0)], data.find(b"ispe", 0, _MOST_BOXES_END)
+    while at >= 0 and len(sizes) < _MOST_MARKERS:
+        width, height = data[at + 8 : at + 12], data[at + 12 : at + 16]
+        sizes.append((int.from_bytes(width, "big"), int.from_bytes(height, "big")))
+        at = data.find(b"ispe", at + 16, _MOST_BOXES_END)
+    return max(sizes, key=math.prod)
 
 
 def _jpeg_cost_s(data: bytes) -> float:
@@ -169,6 +267,17 @@ def _png_cost_s(data: bytes) -> float:
     return (3e-9 + alpha_s) * pixels + 2.2e-9 * nbytes + 16e-9 * len(data)
 
 
+def ends_early(data: bytes) -> bool:
+    """Say whether it is a JPEG without its end, as what is cut while it is sent or stored."""
+    if not data.startswith(_JPEG_MAGIC) or data.endswith(_EOI_MARKER):
+        return False
+    try:
+        scans_at = next(start for marker, start, _ in _jpeg_segments(data) if marker == _SOS)
+    except (StopIteration, UndecodableImage):
+        return False
+    return data.rfind(_EOI_MARKER, scans_at) < 0
+
+
 def _shorter(frame: bytes) -> int:
     return min(int.from_bytes(frame[5:7], "big"), int.from_bytes(frame[7:9], "big"))
 
@@ -184,9 +293,16 @@ def _bare_jpeg(data: bytes) -> Bare:
                 frames.append(data[start:end])
         elif marker == _EXIF_SEGMENT and not exif and data[start + 4 : start + 10] == _EXIF:
             exif = data[start + 4 : end]
-    if not _is_in_one_scan(frames, data[scans_at : scans_at + 5]):
-        scans = _count_scans(data, scans_at) * _slowness(frames)
-    return Bare(b"".join([*kept, memoryview(data)[scans_at:]]), exif, scans)
+    is_sequential = _is_in_one_scan(frames, data[scans_at : scans_at + 5])
+    if not is_sequential:
+        heads = _scan_heads(data, scans_at)
+        scans = len(heads) * _slowness(frames)
+    is_cut = scans_at < len(data) and data.rfind(_EOI_MARKER, scans_at) < 0
+    if is_cut and not is_sequential and not _is_in_last_scan(heads):
+        raise damaged()
+    closing = _EOI_MARKER if is_cut else b""
+    file = b"".join([*kept, memoryview(data)[scans_at:], closing])
+    return Bare(file, exif, scans, is_sequential=is_sequential, is_cut=is_cut)
 
 
 def _slowness(frames: Sequence[bytes]) -> int:
@@ -223,22 +339,42 @@ def _is_in_one_scan(frames: Sequence[bytes], scan: bytes) -> bool:
     return len(frames) == 1 and frames[0][1] in _JPEG_SEQUENTIAL and frames[0][9:10] == scan[4:5]
 
 
-def _count_scans(data: bytes, at: int) -> int:
-    """Count scans, so that a thousand empty ones do not each walk over the whole image.
+def _scan_heads(data: bytes, at: int) -> list[bytes]:
+    """Find the scans and give their heads, marker and length left out.
+
+    They are counted, so that a thousand empty ones do not each walk over the whole image.
 
     Raises:
         UndecodableImage: there are more, or more between them, than any encoder writes.
     """
-    scans = 0
+    heads: list[bytes] = []
     for _ in range(_MOST_MARKERS):
         found = _JPEG_IN_SCAN.search(data, at)
         if not found or found[0][1] == _EOI:
-            return scans
-        scans += found[0][1] == _SOS
-        if scans > _MOST_SCANS:
-            break
+            return heads
         at = found.end() + int.from_bytes(data[found.end() : found.end() + 2], "big")
+        if found[0][1] == _SOS:
+            heads.append(data[found.end() + 2 : at])
+        if len(heads) > _MOST_SCANS:
+            break
     raise damaged()
+
+
+def _is_in_last_scan(heads: Sequence[bytes]) -> bool:
+    """Say whether every coefficient was sent, or was about to be, with its last bit.
+
+    Reference: ITU-T T.81 section G.1.1.1; a head has the components, Ss, Se, and Ah and Al
+    """
+    bits: dict[int, list[int]] = {}
+    for head in heads:
+        count = head[0] if head else 0
+        if len(head) != 4 + 2 * count:
+            return False
+        first, last, approximation = head[-3:]
+        for component in head[1 : 1 + 2 * count : 2]:
+            left = bits.setdefault(component, [_UNSENT] * _COEFFICIENTS)
+            left[first : last + 1] = [approximation & 0x0F] * len(left[first : last + 1])
+    return bool(bits) and not any(any(left) for left in bits.values())
 
 
 def _bare_png(data: bytes) -> Bare:
@@ -308,6 +444,15 @@ def _webp_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
             raise damaged()
         yield data[at : at + 4], at, end
         at = end
+
+
+_BARE: Final[dict[Kind, Callable[[bytes], Bare]]] = {
+    "JPEG": _bare_jpeg,
+    "PNG": _bare_png,
+    "WEBP": _bare_webp,
+    "GIF": gif.bare,
+    "TIFF": tiff.bare,
+}
 
 
 def orientation(exif: bytes) -> int:

@@ -121,11 +121,12 @@ def test_pixels_are_those_of_the_decoder_in_this_process(pool, data):
 @pytest.mark.parametrize(
     ("data", "error"),
     [
-        (b"GIF89a", UnsupportedImage),
+        (b"GIF89a", UndecodableImage),
+        (b"%PDF-1.7", UnsupportedImage),
         (SMALL[:-40], UndecodableImage),
         (saved(kind="JPEG")[:200], UndecodableImage),
         (saved(200, 100), ImageTooLarge),
-        (b"", UnsupportedImage),
+        (b"", UndecodableImage),
     ],
 )
 def test_what_is_at_fault_is_refused_in_the_same_words_and_costs_no_process(
@@ -139,6 +140,7 @@ def test_what_is_at_fault_is_refused_in_the_same_words_and_costs_no_process(
     with pytest.raises(error) as expected:
         decode.decode(data, **few)
     assert str(there.value) == str(expected.value)
+    assert there.value.limit == expected.value.limit
     assert here.decode(SMALL, **few).shape == (40, 60, 3)
     assert (pids(here), news) == ([before], [])
 
