@@ -39,15 +39,18 @@ class DirectoryScan:
         ]
 
 
-def scan_directory(directory: Path, *, images: str | None = None) -> DirectoryScan:
-    """Read lists, captions and images of a directory."""
+def scan_directory(
+    directory: Path, *, images: str | None = None, pixel_hashes: PixelHashes | None = None
+) -> DirectoryScan:
+    """Read lists, captions and images of a directory; see `trainer.checks.diagnosis.diagnose`."""
     faults: list[str] = []
     lists = {name: _names(list_path(directory, name), faults) for name in split_names(directory)}
     captions = _captions(directory / TOKEN_FILE, faults)
     folder = _folder(directory, images, faults)
     files = frozenset(file.name for file in folder.iterdir()) if folder else frozenset()
     listed = sorted({name for names in lists.values() for name in names if name in files})
-    pixel_hashes = hash_images((name, folder / name) for name in listed if folder)
+    if pixel_hashes is None:
+        pixel_hashes = hash_images((name, folder / name) for name in listed if folder)
     return DirectoryScan(lists, captions, files, pixel_hashes, tuple(faults))
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from trainer.data.shards import Member, read_shard, shards_of
+from trainer.data.shards import Member, read_shard, refuse_odd_shards, shards_of
 from trainer.data.text_files import read_captions, read_list
 from trainer.errors import DataError
 
@@ -87,9 +87,13 @@ def read_split(directory: Path, split: str, *, images: str | None = None) -> Spl
         DataError: a file is missing or malformed, a listed image lacks its file or its captions,
             an image occurs in two of train, dev and test, or the copy is one known to be broken.
     """
-    shards = [] if split in split_names(directory) else shards_of(directory, split)
-    if shards:
-        return _from_shards(split, shards)
+    if not directory.is_dir():
+        raise DataError(f"{directory} does not exist: name the directory that holds the data")
+    if split not in split_names(directory):
+        shards = shards_of(directory, split)
+        if shards:
+            return _from_shards(split, shards)
+        refuse_odd_shards(directory, split)
     listing = list_path(directory, split)
     names = read_list(listing)
     captions = read_captions(directory / TOKEN_FILE)
