@@ -4,8 +4,20 @@ import argparse
 import sys
 
 from app.captioner.errors import CaptionerError
-from trainer.commands import average, convert, doctor, evaluate, fit, prepare, publish, score
 from trainer.errors import TrainerError
+
+try:
+    from trainer.commands import average, convert, doctor, evaluate, fit, prepare, publish, score
+except ModuleNotFoundError as missing:
+    if (missing.name or "").partition(".")[0] in {"app", "trainer"}:
+        raise
+    raise SystemExit(
+        f"the trainer needs {missing.name}, which is not installed: "
+        "pip install 'caption-service[train]'"
+    ) from None
+
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells have it."""
 
 VERBS = {
     "prepare": (prepare, "import captions, or check a data directory and decode its images once"),
@@ -27,12 +39,28 @@ def main(arguments: list[str] | None = None) -> int:
         verb = verbs.add_parser(name, help=summary, description=summary)
         module.add_arguments(verb)
         verb.set_defaults(act=module.run)
+    parser.add_argument("--traceback", action="store_true", help="show where an error came up")
     args = parser.parse_args(arguments)
     try:
         return int(args.act(args))
-    except (TrainerError, CaptionerError) as error:
-        print(f"{args.verb}: {error}", file=sys.stderr)
+    except (TrainerError, CaptionerError, OSError, RuntimeError, ArithmeticError) as error:
+        if args.traceback:
+            raise
+        print(f"{args.verb}: {told(error)}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(f"{args.verb}: stopped; the same command goes on", file=sys.stderr)
+        return INTERRUPTED
+
+
+def told(error: Exception) -> str:
+    """Say in a line what went wrong: our own words, or the system's with the file it speaks of."""
+    if isinstance(error, TrainerError | CaptionerError):
+        return str(error)
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        reason = f"{error.filename}: {error.strerror}"
+    return f"{reason} ({type(error).__name__}; python -m trainer --traceback shows where)"
 
 
 if __name__ == "__main__":

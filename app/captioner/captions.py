@@ -37,7 +37,7 @@ class Caption:
     """A finished caption.
 
     Attributes:
-        text: words joined by spaces.
+        text: the words as the vocabulary writes them.
         log_prob: sum over its words and the end mark, in nats.
         score: log_prob after the length penalty; candidates are ranked by it.
         words: one by one.
@@ -66,7 +66,7 @@ def _caption(found: BeamArrays, vocabulary: Vocabulary, b: int, k: int) -> Capti
         looked = _where_it_looked(found.attention_BKTR[b, k, :length])
     words = tuple(map(Word, texts, log_probs, *looked))
     log_prob, score = float(found.log_probs_BK[b, k]), float(found.scores_BK[b, k])
-    return Caption(" ".join(texts), log_prob, score, words)
+    return Caption(vocabulary.text(texts), log_prob, score, words)
 
 
 def _where_it_looked(

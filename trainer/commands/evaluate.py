@@ -8,7 +8,14 @@ from typing import Any, get_args
 from app.captioner.checkpoint import load as load_checkpoint
 from app.captioner.engines.engine import Precision
 from app.captioner.pipeline import Captioner
-from trainer.commands.arguments import add_rules, add_search, available_device, with_search
+from trainer.commands.arguments import (
+    add_device,
+    add_rules,
+    add_search,
+    run_checkpoint,
+    with_search,
+    write_text,
+)
 from trainer.data.flickr8k import read_split
 from trainer.evaluation.captioning import (
     caption_split,
@@ -33,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--report", type=Path, metavar="DIR", help="write a page to look at there")
     add_search(parser)
     add_rules(parser)
-    parser.add_argument("--device", default=available_device())
+    add_device(parser)
     parser.add_argument(
         "--precision",
         choices=get_args(Precision),
@@ -44,16 +51,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the score table."""
-    loaded = load_checkpoint(args.checkpoint)
+    loaded = load_checkpoint(run_checkpoint(args.checkpoint))
     loaded = loaded.with_manifest(with_search(loaded.manifest, args))
     split = read_split(args.data, args.split, images=args.images)
     training = training_captions(args.data, evaluated=args.split)
     captioner = Captioner.of(loaded, device=args.device, precision=args.precision)
     captions = caption_split(captioner, split)
-    scores = score_split(caption_texts(captions), split, training=training)
+    name = captioner.vocabulary.tokeniser
+    scores = score_split(caption_texts(captions), split, training=training, tokeniser_name=name)
     if args.captions:
-        lines = (json.dumps({"image": k, "caption": v}) for k, v in caption_texts(captions).items())
-        args.captions.write_text("".join(f"{line}\n" for line in lines))
+        rows = [{"image": k, "caption": v} for k, v in caption_texts(captions).items()]
+        lines = (json.dumps(row, ensure_ascii=False) for row in rows)
+        write_text(args.captions, "".join(f"{line}\n" for line in lines))
     if args.report:
         print(write_report(args.report, Evaluation(captioner, split, captions, scores)))
     other = None
@@ -61,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
         other = tutorial_score(caption_texts(captions), references_of(split))
     if args.json:
         figures = {"precision": args.precision, **_as_dict(scores, other)}
-        args.json.write_text(json.dumps(figures, indent=2) + "\n")
+        write_text(args.json, json.dumps(figures, indent=2, ensure_ascii=False) + "\n")
     print(f"{args.checkpoint} on {args.split}, {args.precision}, {loaded.manifest.search}")
     print(scores.table())
     if other:

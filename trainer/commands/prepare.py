@@ -7,7 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from app.captioner.manifest import ImageGeometry
-from app.captioner.vocabulary import tokenise
+from app.captioner.tokenisers import fitting, tokeniser
 from trainer.checks.diagnosis import diagnose
 from trainer.data.arrays import fitted_images
 from trainer.data.flickr8k import Split, check_counts, read_split, split_names
@@ -150,7 +150,8 @@ def _refuse_incomplete(args: argparse.Namespace, folder: Path | None) -> None:
 
 
 def _describe(split: Split) -> str:
-    captions = [tokenise(text) for example in split.examples for text in example.captions]
+    texts = [text for example in split.examples for text in example.captions]
+    captions = list(map(tokeniser(fitting(texts)).tokenise, texts))
     words = Counter(word for caption in captions for word in caption)
     mean = sum(words.values()) / len(captions)
     frequent = sum(count >= 5 for count in words.values())

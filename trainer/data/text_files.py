@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+from trainer.data.records import composed
 from trainer.errors import DataError
 
 _Raw = TypeVar("_Raw")
@@ -141,7 +142,7 @@ def caption_line(path: Path, line_number: int, line: str) -> tuple[str, int, str
             f"{path} line {line_number}: expected image.jpg#n<TAB>caption with one tab, got "
             f"{line[:80]!r}: repair the line, two may be glued together"
         )
-    return match[1], int(match[2]), match[3].strip()
+    return composed(match[1]), int(match[2]), composed(match[3].strip())
 
 
 def list_line(path: Path, line_number: int, line: str) -> str:
@@ -156,4 +157,4 @@ def list_line(path: Path, line_number: int, line: str) -> str:
             f"{path} line {line_number}: expected one image file name, got {name[:80]!r}: "
             "write one name per line"
         )
-    return name
+    return composed(name)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from app.captioner.vocabulary import BOS, EOS, PAD, UNK, Vocabulary, tokenise
+from app.captioner.vocabulary import BOS, EOS, PAD, UNK, Vocabulary
 from trainer.data.flickr8k import Split
 from trainer.training.recipe import VocabularyOptions
 
@@ -34,7 +34,9 @@ class Captions:
     @classmethod
     def of(cls, split: Split, vocabulary: Vocabulary, options: VocabularyOptions) -> "Captions":
         """Tokenise and encode a split."""
-        tokens = [[tokenise(text) for text in example.captions] for example in split.examples]
+        tokens = [
+            [vocabulary.tokenise(text) for text in example.captions] for example in split.examples
+        ]
         ids = tuple(
             tuple(_ids(words, vocabulary, options.max_words) for words in captions)
             for captions in tokens

@@ -90,7 +90,8 @@ class TrainingContext:
         ]
         examples = self.data.dev.examples
         candidates = {item.image: text for item, text in zip(examples, captions, strict=True)}
-        return score(candidates, {item.image: item.captions for item in examples})
+        references = {item.image: item.captions for item in examples}
+        return score(candidates, references, tokeniser_name=self.data.vocabulary.tokeniser)
 
     def record_epoch(self, progress: Progress, row: dict[str, Any], scores: Scores) -> bool:
         """Add an epoch to the history, keep its weights where needed; tell if it is the best."""

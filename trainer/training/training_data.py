@@ -5,12 +5,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from app.captioner.vocabulary import Vocabulary, tokenise
+from app.captioner.vocabulary import Vocabulary
 from trainer.data.arrays import Images, open_images
 from trainer.data.flickr8k import Split, read_split
 from trainer.errors import TrainerError
 from trainer.training.batches import Captions
 from trainer.training.recipe import Recipe
+from trainer.training.words import learn_vocabulary
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,7 @@ def read_data(recipe: Recipe, directory: Path, cache: Path) -> TrainingData:
 
 
 def _vocabulary(recipe: Recipe, train: Split, directory: Path) -> Vocabulary:
-    tokens = (tokenise(text) for example in train.examples for text in example.captions)
-    vocabulary = Vocabulary.build(tokens, at_least=recipe.vocabulary.min_count)
+    vocabulary = learn_vocabulary(recipe.vocabulary, train)
     if not vocabulary.words:
         raise TrainerError(
             f"no word occurs {recipe.vocabulary.min_count} times in {directory}: lower "
