@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from trainer.data.records import CaptionRecord, composed, split_name
@@ -66,7 +66,8 @@ def gather(records: Sequence[CaptionRecord], images: ImageFolder) -> Gathered:
         by_path.setdefault(each.path, []).append(each)
     some_split = any(each.record.split for each in located)
     items, more = parse_each(by_path.values(), lambda of: _item(of, images, some_split=some_split))
-    items, clashes = _without_clashes(items)
+    unpacked = {each.path for each in located if each.record.file}
+    items, clashes = _without_clashes(items, unpacked)
     notes = [*_told_ways(located), *renamed_splits(each.record for each in located)]
     return Gathered(sorted(items, key=lambda item: item.name), [*faults, *more, *clashes], notes)
 
@@ -135,10 +136,19 @@ def _item(located: list[_Located], images: ImageFolder, *, some_split: bool) -> 
     return Item(_flat(located[0], images), located[0].path, captions, split, first.where)
 
 
-def _without_clashes(items: Iterable[Item]) -> tuple[list[Item], list[EntryError]]:
+def _without_clashes(
+    items: Iterable[Item], unpacked: set[Path]
+) -> tuple[list[Item], list[EntryError]]:
+    """Let each name stand for one image; those that a source held itself get another where needed.
+
+    Nobody can rename what lies in a Parquet file, and there each split may begin with ``0.jpg``.
+    """
     taken: dict[str, Item] = {}
     faults = []
-    for item in items:
+    for each in items:
+        item = each
+        if item.name in taken and item.path in unpacked:
+            item = replace(item, name=f"{item.path.stem}_{item.name}")
         other = taken.setdefault(item.name, item)
         if other is not item:
             faults.append(

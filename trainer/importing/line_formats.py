@@ -36,7 +36,7 @@ def read_csv(source: Source) -> Parsed:
         return Parsed()
     _, first = rows[0]
     headed = has_header(first, source.keys, source.images)
-    names = [name.strip() for name in first] if headed else _numbered_columns(first)
+    names = _named_columns(first) if headed else _numbered_columns(first)
     if len(set(names)) < len(names):
         raise DataError(f"{source.path} line 1 names a column twice, got {', '.join(names)}")
 
@@ -45,6 +45,8 @@ def read_csv(source: Source) -> Parsed:
         where = f"{source.path} line {number}"
         if not fields:
             raise EntryError(where, 'expected text between two quotes: write " inside as ""')
+        if len(fields) > len(names) and not any(map(str.strip, fields[len(names) :])):
+            fields = fields[: len(names)]  # a spreadsheet's empty cells
         if len(fields) != len(names):
             raise EntryError(
                 where,
@@ -85,6 +87,12 @@ def has_header(first: list[str], keys: FieldNames, images: ImageFolder) -> bool:
     if keys.image or is_header(first, keys):
         return True
     return not any(name in images or looks_like_image(name) for name in first)
+
+
+def _named_columns(first: list[str]) -> list[str]:
+    """Give the names of columns without the empty ones at the end, which spreadsheets leave."""
+    filled = max(number for number, name in enumerate(first, start=1) if name.strip())
+    return [name.strip() for name in first[:filled]]
 
 
 def _numbered_columns(first: list[str]) -> list[str]:

@@ -61,6 +61,10 @@ ONE_CAPTION = {
     "pipes.csv": table(delimiter="|", header=("image_name", " comment")).replace("|", "| "),
     "bare.csv": table(header=None),
     "bare.txt": table(header=None, delimiter="\t"),
+    "empty_cells.csv": "".join(f"{line},,\n" for line in table().splitlines()),
+    "index.csv": table(
+        header=("", "image", "caption"), pairs=[(1, *each) for each in FIRST.items()]
+    ),
     "unknown_names.csv": table(header=("bild", "satz")),
     "metadata.jsonl": "\n".join(map(json.dumps, rows(image="file_name", caption="text"))),
     "list.json": json.dumps(rows(image="image", caption="caption")),
@@ -273,6 +277,20 @@ def test_parquet_brings_its_images_and_its_splits(place):
     assert prepare(place, "hub", images=None) == 0
     assert captions(place) == BOTH
     assert [e.image for e in read_split(place / "data", "dev").examples] == NAMES[4:]
+
+
+def test_rows_that_repeat_an_image_are_one_and_names_that_repeat_are_two(place):
+    pa = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    (place / "hub").mkdir()
+    for split, start in (("train", 0), ("validation", 3)):
+        rows = [(index, text) for index in range(start, start + 3) for text in ("A dog", "A cat")]
+        images = [{"bytes": photo(n), "path": f"{n - start}.png"} for n, _ in rows]
+        content = pa.table({"image": images, "caption": [text for _, text in rows]})
+        parquet.write_table(content, place / "hub" / f"{split}.parquet")
+    assert prepare(place, "hub", images=None) == 0
+    assert list(captions(place).values()) == [("A dog", "A cat")] * 6
+    assert {len(read_split(place / "data", name).examples) for name in ("train", "dev")} == {3}
 
 
 def test_a_dataset_saved_to_disk_is_read_without_the_datasets_package(place):
