@@ -22,6 +22,7 @@ SPLIT_NAMES = {
 """What splits are called elsewhere -> here."""
 
 _YEAR = re.compile(r"[\W_]*(?:19|20)\d\d$")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _NO_CAPTION = frozenset({"", "nan", "null", "none"})
 EMPTY = "expected an image and a caption, one is empty"
 
@@ -70,7 +71,7 @@ def make_record(
     Raises:
         EntryError: the image or a caption is empty.
     """
-    texts = tuple(" ".join(composed(text).split()) for text in captions)
+    texts = tuple(" ".join(_CONTROL.sub(" ", composed(text)).split()) for text in captions)
     if not image.strip() or not texts or not all(map(_says_something, texts)):
         raise EntryError(where, EMPTY)
     return CaptionRecord(image.strip(), texts, split, where)

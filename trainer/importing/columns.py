@@ -1,6 +1,7 @@
 """Which columns of a table hold image, captions and split: by their names and by what they hold."""
 
 import re
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -11,6 +12,8 @@ from trainer.data.records import FieldNames
 from trainer.errors import DataError
 from trainer.importing.image_folder import ImageFolder, looks_like_image
 
+COLUMN = "column"
+"""What the columns of a table are called that does not name them, with their number."""
 Row = tuple[str, Mapping[str, Any]]
 """The place of an entry, and its fields."""
 
@@ -141,11 +144,12 @@ def _caption_columns(
             return tuple(same or numbered)
     _refuse_other_content(where, names)
     texts = [name for name in others if any(_is_sentence(fields.get(name)) for fields in sample)]
-    if len(texts) == 1:
-        return (texts[0],)
+    if len(texts) == 1 or all(name.startswith(COLUMN) for name in names):
+        return tuple(texts or others[:1])
+    keys = shlex.join(["--image-key", image, "--caption-key", texts[0] if texts else "NAME"])
     raise DataError(
         f"{where} has the columns {', '.join(names)}, and which of them holds captions cannot be "
-        f"told: give --image-key {image} --caption-key {texts[0] if texts else 'NAME'}"
+        f"told: give {keys}"
     )
 
 

@@ -7,6 +7,7 @@ import json
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
+from trainer.data.flickr8k import TOKEN_FILE
 from trainer.data.records import CaptionRecord, make_record, split_name
 from trainer.data.shards import Sample, read_shard
 from trainer.data.text_files import read_text
@@ -19,6 +20,7 @@ from trainer.importing.tables import Source
 
 METADATA = ("metadata.csv", "metadata.jsonl")
 _SIDECARS = (".txt", ".caption", ".cap", ".json")
+_TELLING = ("caption", "token", "annotation")  # of several files the likeliest
 _TABLES = (".csv", ".tsv", ".jsonl", ".json", ".token", ".parquet", ".txt")
 
 
@@ -39,7 +41,13 @@ def kind_of_folder(path: Path) -> str:
     folder = ImageFolder(path)
     if any(_sidecar(folder, name) for name in folder.pictures()):
         return "folder"
+    if (path / TOKEN_FILE).is_file() and any(path.glob("Flickr_8k.*Images.txt")):
+        raise DataError(
+            f"{path} is in Flickr8k's layout already: give it to `fit --data`, or import "
+            f"{path / TOKEN_FILE} alone to split the images anew"
+        )
     tables = [name for name in folder.files if PurePosixPath(name).suffix in _TABLES]
+    tables.sort(key=lambda name: not any(word in name.casefold() for word in _TELLING))
     hint = (
         f"name the file, for instance {path / tables[0]}"
         if tables

@@ -52,7 +52,17 @@ FOLDERS = frozenset({"folder", "imagefolder", "shards", "parquet", "arrow"})
 """Kinds that may bring their images themselves."""
 
 _BY_SUFFIX = {".parquet": "parquet", ".arrow": "arrow", ".tar": "shards"}
-_SPREADSHEETS = frozenset({".xlsx", ".xls", ".ods"})
+_UNREADABLE = {
+    **dict.fromkeys((".xlsx", ".xls", ".ods"), "is a spreadsheet: save it as CSV, and import that"),
+    **dict.fromkeys(
+        (".zip", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".zst"),
+        "is packed: unpack it, and import what is in it",
+    ),
+    **dict.fromkeys(
+        (".pkl", ".pickle", ".p", ".mat", ".npy", ".npz", ".h5", ".hdf5", ".pt", ".mdb"),
+        "holds objects or arrays of a program: write image and caption into a CSV or JSON file",
+    ),
+}
 _SAMPLE_LINES = 20
 
 
@@ -92,8 +102,8 @@ def kind_of(source: Source) -> str:
     suffix = path.suffix.lower()
     if suffix in _BY_SUFFIX:
         return _BY_SUFFIX[suffix]
-    if suffix in _SPREADSHEETS:
-        raise DataError(f"{path} is a spreadsheet: save it as CSV, and import that")
+    if suffix in _UNREADABLE:
+        raise DataError(f"{path} {_UNREADABLE[suffix]}")
     text = read_text(path, source.encoding)
     lines = [line for line in text.split("\n") if line.strip()]
     if not lines:

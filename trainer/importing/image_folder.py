@@ -1,6 +1,7 @@
 """A folder of images, and which of its files a name in a caption file means."""
 
 import os
+import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -14,8 +15,10 @@ AS_WRITTEN = "as written"
 _SPELLING = "spelled otherwise"
 _SUFFIX = "with another suffix"
 _FOLDERS = "without the folders before it"
+_NUMBER = "by the number in their names"
 _DEEPER = "in a folder below"
 
+_NUMBERED = re.compile(r"(?:^|_)0*([0-9]{1,18})$")  # COCO_val2014_000000000042
 _BEYOND_PILLOW = frozenset({".heic", ".heif", ".hif", ".avif"})  # with the extra, or a later Pillow
 
 
@@ -101,6 +104,9 @@ def _keys_of(name: str) -> Iterator[str]:
     if looks_like_image(name):
         yield f"path stem {_stem(path)}"
         yield f"name stem {_stem(bare)}"
+        number = _NUMBERED.search(_stem(bare))
+        if number:
+            yield f"number {int(number[1])}"
 
 
 def _lookups(tail: str, way: str) -> Iterator[tuple[str, str]]:
@@ -111,12 +117,16 @@ def _lookups(tail: str, way: str) -> Iterator[tuple[str, str]]:
     if "/" not in key:
         yield f"name {key}", _DEEPER
         yield f"name stem {stem}", _SUFFIX
+        if key.isdecimal():
+            yield f"number {int(key)}", _NUMBER
 
 
 def _tails(name: str) -> Iterator[tuple[str, str]]:
     """Give a name as it is, and without its first folders, one after another."""
     plain = name.replace("\\", "/")
-    for spelled in dict.fromkeys((plain, unquote(plain))):
+    numbered, _, _ = plain.partition("#")  # beach.jpg#en
+    spellings = (plain, unquote(plain), *([numbered] if looks_like_image(numbered) else []))
+    for spelled in dict.fromkeys(spellings):
         parts = [part for part in spelled.split("/") if part not in {"", "."}]
         for start in range(len(parts)):
             if ".." not in parts[start:]:

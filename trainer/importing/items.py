@@ -108,6 +108,11 @@ def _located(
 
 def _nothing_found(records: Sequence[CaptionRecord], images: ImageFolder) -> DataError:
     first, there = records[0], images.pictures()
+    if first.image.startswith(("http:", "https:")):
+        return DataError(
+            f"{first.where} names an image by its address, {first.image[:80]!r}, and nothing is "
+            "downloaded here: download them first, for instance with img2dataset"
+        )
     holds = f"holds {len(there)} images, first {there[0]!r}" if there else "holds no images"
     return DataError(
         f"none of {len({each.image for each in records})} images is in {images.path}, first "

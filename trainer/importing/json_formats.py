@@ -13,6 +13,7 @@ from trainer.importing.columns import IMAGE_NAMES, Row, is_header, is_left_out
 from trainer.importing.faults import Parsed, parse_each
 from trainer.importing.tables import Source, left_out, read_rows, texts_of
 
+_COCO_NAMES = ("file_name", "filename", "image", "path", "name", "coco_url", "url")
 SPLITS = frozenset({"train", "dev", "test"})
 _OTHER_ANNOTATIONS = {
     "boxes of objects": {"bbox", "segmentation", "segments_info", "category_id"},
@@ -32,16 +33,21 @@ def kind_of_document(path: Path, content: Any) -> str:
     images, annotations = content.get("images"), content.get("annotations")
     if isinstance(annotations, list) and isinstance(images, list):
         return "coco"
-    if isinstance(annotations, list) and _is_row(annotations[:1], "image_id"):
+    if _is_numbered(annotations):
         raise DataError(
             f"{path} has annotations and no images, so that no image has a name: take the file "
             'that has both, "images" with id and file_name, and "annotations"'
         )
-    if isinstance(images, list) and _is_row(images[:1], "sentences"):
+    if _is_row(images, "sentences"):
         return "karpathy"
     if isinstance(content.get("questions"), list):
         raise DataError(f"{path} holds questions, no captions: take the file with the captions")
     return "json"
+
+
+def _is_numbered(annotations: Any) -> bool:
+    """Tell annotations that name images by a number of another list."""
+    return _is_row(annotations, "image_id") and isinstance(annotations[0]["image_id"], int)
 
 
 def read_coco(source: Source) -> Parsed:
@@ -95,10 +101,11 @@ def _refuse_other_annotations(path: Path, annotations: list[Any]) -> None:
 
 def _coco_image(path: Path, index: int, image: Any) -> tuple[str, str]:
     match image:
-        case {"id": int() | str() as key, "file_name": str(name)}:
-            return str(key), name
-        case {"id": int() | str() as key, "coco_url": str(address)}:
-            return str(key), PurePosixPath(address).name
+        case {"id": int() | str() as key}:
+            named = (image.get(name) for name in _COCO_NAMES)
+            name = next((each for each in named if isinstance(each, str) and each), None)
+            if name is not None:
+                return str(key), PurePosixPath(name).name if "://" in name else name
     raise EntryError(f"{path} images[{index}]", "expected id and file_name")
 
 
@@ -146,6 +153,10 @@ def _tables(source: Source, content: Any) -> Iterator[tuple[str | None, list[Row
         )
     if _is_columns(content, source.keys):
         yield None, _from_columns(source, content)
+        return
+    (first, *others) = content.values()
+    if not others and isinstance(first, dict) and any(map(_is_row, first.values())):
+        yield from _tables(source, first)
         return
     lists = {key: each for key, each in content.items() if _is_row(each)}
     for key, each in lists.items():

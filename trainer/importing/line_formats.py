@@ -10,7 +10,7 @@ from typing import Any
 from trainer.data.records import CaptionRecord, FieldNames, make_record
 from trainer.data.text_files import numbered_lines, read_text
 from trainer.errors import DataError, EntryError
-from trainer.importing.columns import Row, is_header
+from trainer.importing.columns import COLUMN, Row, is_header
 from trainer.importing.faults import Parsed, parse_each
 from trainer.importing.image_folder import ImageFolder, looks_like_image
 from trainer.importing.tables import Source, read_rows
@@ -96,7 +96,7 @@ def _named_columns(first: list[str]) -> list[str]:
 
 
 def _numbered_columns(first: list[str]) -> list[str]:
-    return [f"column {number}" for number in range(1, len(first) + 1)]
+    return [f"{COLUMN} {number}" for number in range(1, len(first) + 1)]
 
 
 def _told_layout(source: Source, delimiter: str, *, headed: bool) -> Iterator[str]:
@@ -206,8 +206,10 @@ def read_lines(source: Source) -> Parsed:
         image, caption = named_line(line)
         return make_record(image, [caption], None, f"{source.path} line {number}")
 
-    records, faults = parse_each(numbered_lines(source.path, source.encoding), parse)
-    return Parsed(records, faults)
+    lines = list(numbered_lines(source.path, source.encoding))
+    if is_header(lines[0][1].split(), source.keys):
+        lines = lines[1:]
+    return Parsed(*parse_each(lines, parse))
 
 
 def named_line(line: str) -> tuple[str, str]:

@@ -159,6 +159,15 @@ def test_images_in_folders_below_are_found_by_their_bare_names(place):
     assert set(images(place)) == {f"train2014_{name}" for name in names}
 
 
+def test_a_number_finds_the_file_that_ends_in_it(place):
+    names = [f"COCO_val2014_{index:012}.png" for index in range(COUNT)]
+    for index, name in enumerate(names):
+        picture(index).save(place / "photos" / name)
+    write_csv(place, [str(index) for index in range(COUNT)])
+    assert prepare(place) == 0
+    assert set(images(place)) == set(names)
+
+
 def test_a_name_that_may_mean_two_files_is_explained(place, capsys):
     names = write_photos(place)
     for folder in ("a", "b"):

@@ -77,6 +77,12 @@ ONE_CAPTION = {
     ),
     "lists.json": json.dumps({"image": NAMES, "caption": list(FIRST.values())}),
     "by_name.json": json.dumps(FIRST),
+    "nested.json": json.dumps({"set": {"images": rows(image="file_name", caption="caption")}}),
+    "headed.txt": "image caption\n" + "".join(f"{n} {text}\n" for n, text in FIRST.items()),
+    "control.csv": table().replace("runs", "\x07runs\x00"),
+    "only_images.json": json.dumps({"images": rows(image="file_name", caption="caption")}),
+    "only_notes.json": json.dumps({"annotations": rows(image="image_id", caption="caption")}),
+    "languages.txt": "".join(f"{name}#zhm#0 {text}\n" for name, text in FIRST.items()),
     "objects.json": json.dumps({name: {"caption": text} for name, text in FIRST.items()}),
     "jsonl_as.json": "\n".join(map(json.dumps, rows(image="img", caption="sentence"))),
     "json_as.txt": json.dumps(rows(image="filename", caption="description")),
@@ -106,6 +112,7 @@ SEVERAL_CAPTIONS = {
     "lists.jsonl": "\n".join(
         json.dumps({"image": name, "captions": of}) for name, of in BOTH.items()
     ),
+    "bare.csv": table(header=None, pairs=WIDE),
     "raw.json": json.dumps(
         [{"filename": n, "sentences": [{"raw": t} for t in of]} for n, of in BOTH.items()]
     ),
@@ -202,6 +209,10 @@ NO_CAPTIONS = {
     "results.json": (json.dumps([{"image_id": 7, "caption": "a"}]), "trainer score"),
     "notes.json": (json.dumps({"annotations": [{"image_id": 7, "caption": "a"}]}), "no images"),
     "urls.tsv": ("caption\turl\nA dog\thttp://h/x\n", "img2dataset"),
+    "headless.tsv": ("A dog\thttp://h/x.jpg\nA cat\thttp://h/y.jpg\n", "img2dataset"),
+    "sheet.xlsx": ("PK", "save it as CSV"),
+    "captions.zip": ("PK", "unpack it"),
+    "captions.pkl": ("x", "write image and caption into a CSV"),
     "empty.txt": ("\n", "is empty"),
 }
 
@@ -227,6 +238,21 @@ def test_a_folder_with_a_caption_file_is_answered_with_its_name(place, capsys):
     (place / "photos" / "mine.csv").write_text(table())
     assert prepare(place, "photos", images=None) == 1
     assert "name the file, for instance" in capsys.readouterr().err
+
+
+def test_a_folder_of_several_files_is_answered_with_the_likeliest(place, capsys):
+    (place / "text").mkdir()
+    for name in ("a_readme.txt", "my_captions.csv", "z.csv"):
+        (place / "text" / name).write_text(table())
+    assert prepare(place, "text") == 1
+    assert "my_captions.csv" in capsys.readouterr().err
+
+
+def test_a_directory_in_the_layout_needs_no_import(place, capsys):
+    (place / "c.csv").write_text(table())
+    assert prepare(place, "c.csv") == 0
+    assert main(["prepare", "--from", str(place / "data"), "--out", str(place / "again")]) == 1
+    assert "in Flickr8k's layout already" in capsys.readouterr().err
 
 
 def test_imagefolders_have_their_metadata_beside_the_images_of_each_split(place):
