@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from io import TextIOWrapper
 
 from app.captioner.errors import CaptionerError
 from trainer.errors import TrainerError
@@ -16,6 +17,10 @@ except ModuleNotFoundError as missing:
         "pip install 'caption-service[train]'"
     ) from None
 
+EXPECTED = (
+    *(TrainerError, CaptionerError),
+    *(OSError, RuntimeError, ArithmeticError, MemoryError),  # of the system and of libraries
+)
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
 
@@ -41,9 +46,10 @@ def main(arguments: list[str] | None = None) -> int:
         verb.set_defaults(act=module.run)
     parser.add_argument("--traceback", action="store_true", help="show where an error came up")
     args = parser.parse_args(arguments)
+    _show_any_letter()
     try:
         return int(args.act(args))
-    except (TrainerError, CaptionerError, OSError, RuntimeError, ArithmeticError) as error:
+    except EXPECTED as error:
         if args.traceback:
             raise
         print(f"{args.verb}: {told(error)}", file=sys.stderr)
@@ -51,6 +57,13 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"{args.verb}: stopped; the same command goes on", file=sys.stderr)
         return INTERRUPTED
+
+
+def _show_any_letter() -> None:
+    """Let a terminal that knows few letters show the others as escapes, instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def told(error: Exception) -> str:

@@ -6,6 +6,8 @@ from collections import Counter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from pydantic import ValidationError
+
 from app.captioner.manifest import ImageGeometry
 from app.captioner.tokenisers import fitting, tokeniser
 from trainer.checks.diagnosis import diagnose
@@ -77,14 +79,22 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _fill_cache(args: argparse.Namespace) -> int:
+    geometry = _geometry(args)
     for finding in check_counts(args.data):
         print(f"note: {finding}", file=sys.stderr)
-    geometry = ImageGeometry(size_px=args.size_px, fit=args.fit)
     for name in split_names(args.data):
         split = read_split(args.data, name)
         fitted_images(split, geometry, args.cache)
         print(_describe(split))
     return 0
+
+
+def _geometry(args: argparse.Namespace) -> ImageGeometry:
+    try:
+        return ImageGeometry(size_px=args.size_px, fit=args.fit)
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"]
+        raise DataError(f"--size-px is {args.size_px}: {reason}") from None
 
 
 def _write_shards(args: argparse.Namespace) -> int:

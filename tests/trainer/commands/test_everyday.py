@@ -1,5 +1,6 @@
 """What people type every day and what goes wrong then: one sentence that leads on."""
 
+import io
 import json
 import shutil
 import sys
@@ -144,6 +145,21 @@ def test_ctrl_c_is_no_traceback(place, capsys, monkeypatch):
     monkeypatch.setattr("trainer.commands.fit.fit", stop)
     assert main([*arguments(place, "run"), "--random-encoder"]) == 130
     assert "the same command goes on" in one_line(capsys)
+
+
+def test_a_square_that_no_network_takes_is_refused(place, capsys):
+    assert main(["prepare", "--data", str(place / "data"), "--size-px", "8"]) == 1
+    assert "--size-px is 8" in one_line(capsys)
+
+
+def test_a_terminal_that_knows_few_letters_is_no_reason_to_fail(place, monkeypatch):
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr("sys.stdout", terminal)
+    (place / "Käfer.csv").write_text("image,caption\n" + "train0.png,Ein Käfer\n" * 2)
+    typed = ["--images", str(place / "data" / "Flicker8k_Dataset"), "--out", str(place / "o")]
+    assert main(["prepare", "--from", str(place / "Käfer.csv"), *typed]) == 1
+    terminal.flush()
+    assert b"K\\xe4fer.csv is read as csv" in terminal.buffer.getvalue()
 
 
 def test_an_error_without_words_says_its_name():
