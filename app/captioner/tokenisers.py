@@ -56,11 +56,11 @@ def tokeniser(name: str) -> Tokeniser:
 def fitting(texts: Iterable[str]) -> str:
     """Name the tokeniser for texts: the one of English, unless it would cut their words.
 
-    It would where letters carry marks that Unicode keeps apart, as in Hindi and Thai, and where
-    sentences have no spaces; one text in twenty of that kind decides.
+    It would where letters carry marks that Unicode keeps apart, as in Hindi and Thai, where words
+    are elided, as in French, and where sentences have no spaces; one text in twenty of that kind
+    decides.
     """
-    cuts = _cut_by_alphanumeric()
-    cut = [bool(cuts.search(_nfc(text))) for text in texts]
+    cut = [_is_cut(_nfc(text)) for text in texts]
     return UNICODE_WORDS if sum(cut) * 20 > len(cut) else LOWER_ALPHANUMERIC
 
 
@@ -107,7 +107,13 @@ def _words() -> re.Pattern[str]:
 
 @cache
 def _cut_by_alphanumeric() -> re.Pattern[str]:
-    return re.compile(f"[{_marks()}{_UNSPACED}]")
+    return re.compile(f"[{_marks()}{_UNSPACED}{_JOINERS}]")
+
+
+def _is_cut(text: str) -> bool:
+    """Tell whether `LOWER_ALPHANUMERIC` would cut words of a text, or not find them."""
+    plain = text.translate(_APOSTROPHES)
+    return bool(_cut_by_alphanumeric().search(text) or _ELISION.search(plain))
 
 
 def _nfc(text: str) -> str:

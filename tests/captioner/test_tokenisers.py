@@ -81,7 +81,10 @@ def test_english_keeps_its_tokeniser_and_others_get_theirs():
     english = ["A dog runs .", "Two cats ."] * 20
     assert fitting(english) == LOWER_ALPHANUMERIC
     assert fitting([*english, "狗"]) == LOWER_ALPHANUMERIC
-    for language in ("Hindi", "Arabic with vowels", "Chinese", "Thai"):
+    assert fitting([WORDS[language][0] for language in ("English", "German", "Korean")]) == (
+        LOWER_ALPHANUMERIC
+    )
+    for language in ("Hindi", "Arabic with vowels", "Persian", "French", "Chinese", "Thai"):
         assert fitting([WORDS[language][0]] * 3) == UNICODE_WORDS
 
 
