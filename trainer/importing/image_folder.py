@@ -19,15 +19,25 @@ _NUMBER = "by the number in their names"
 _DEEPER = "in a folder below"
 
 _NUMBERED = re.compile(r"(?:^|_)0*([0-9]{1,18})$")  # COCO_val2014_000000000042
+_NO_PICTURES = frozenset(  # programs that another program would run, films, and mere stubs
+    {"EPS", "WMF", "PDF", "MPEG", "BUFR", "GRIB", "HDF5"}
+)
 _BEYOND_PILLOW = frozenset({".heic", ".heif", ".hif", ".avif"})  # with the extra, or a later Pillow
 
 
 @cache
-def image_suffixes() -> frozenset[str]:
-    """Give the suffixes of images, small letters with their dot."""
+def picture_formats() -> tuple[str, ...]:
+    """Give the formats of pictures, in Pillow's words."""
     Image.init()
-    pictures = {suffix for suffix, kind in Image.EXTENSION.items() if kind in Image.OPEN}
-    return frozenset(pictures | _BEYOND_PILLOW) - {".pdf", ".mpg", ".mpeg", ".hdf", ".h5"}
+    return tuple(kind for kind in Image.OPEN if kind not in _NO_PICTURES)
+
+
+@cache
+def image_suffixes() -> frozenset[str]:
+    """Give the suffixes of pictures, small letters with their dot."""
+    kinds = picture_formats()
+    suffixes = {suffix for suffix, kind in Image.EXTENSION.items() if kind in kinds}
+    return frozenset(suffixes) | _BEYOND_PILLOW
 
 
 def looks_like_image(name: str) -> bool:

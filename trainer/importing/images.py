@@ -20,6 +20,7 @@ from app.captioner.image.formats import kind_of
 from trainer.data.pixels import MAX_PIXELS, PixelHashes, pixels_sha256
 from trainer.data.shards import SUFFIXES
 from trainer.errors import EntryError
+from trainer.importing.image_folder import picture_formats
 from trainer.importing.items import Item
 from trainer.importing.staging import Staging
 
@@ -106,7 +107,8 @@ def _converted(item: Item, staging: Staging) -> tuple[Path, str]:
     if _is_heif(_head(item.path)):
         _register_heif(item)
     try:
-        with Image.open(io.BytesIO(item.path.read_bytes())) as image:
+        content = io.BytesIO(item.path.read_bytes())
+        with Image.open(content, formats=_formats()) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise EntryError(item.where, _BROKEN, f"{item.path.name} of {image.size} pixels")
             kind = image.format or "of an unknown format"
@@ -120,6 +122,10 @@ def _converted(item: Item, staging: Staging) -> tuple[Path, str]:
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise EntryError(item.where, _BROKEN, f"{item.path} ({error})") from None
     return path, kind
+
+
+def _formats() -> tuple[str, ...]:
+    return tuple(kind for kind in (*picture_formats(), "HEIF") if kind in Image.OPEN)
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

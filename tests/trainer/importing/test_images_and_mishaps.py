@@ -85,6 +85,16 @@ def test_heic_without_its_reader_names_the_extra(place, capsys, monkeypatch):
     assert "pip install 'caption-service[heic]'" in capsys.readouterr().err
 
 
+def test_a_program_that_draws_is_not_run(place, capsys):
+    names = write_photos(place)
+    picture(1).save(place / "photos" / "drawn.eps")
+    write_csv(place, [*names, "drawn.eps"])
+    assert prepare(place) == 1
+    assert "expected an image that Pillow can open" in capsys.readouterr().err
+    assert prepare(place, "--skip-bad") == 0
+    assert set(images(place)) == set(names)
+
+
 def test_sixteen_bits_are_scaled_and_not_cut_off(place):
     names = write_photos(place)[1:]
     grey = np.linspace(0, 65_535, 64 * 64).reshape(64, 64).astype(np.uint16)
