@@ -2,20 +2,37 @@
 
 import argparse
 import sys
+from io import TextIOWrapper
 
 from app.captioner.errors import CaptionerError
-from trainer.commands import (
-    average,
-    calibrate,
-    convert,
-    doctor,
-    evaluate,
-    fit,
-    prepare,
-    publish,
-    score,
-)
 from trainer.errors import TrainerError
+
+try:
+    from trainer.commands import (
+        average,
+        calibrate,
+        convert,
+        doctor,
+        evaluate,
+        fit,
+        prepare,
+        publish,
+        score,
+    )
+except ModuleNotFoundError as missing:
+    if (missing.name or "").partition(".")[0] in {"app", "trainer"}:
+        raise
+    raise SystemExit(
+        f"the trainer needs {missing.name}, which is not installed: "
+        "pip install 'caption-service[train]'"
+    ) from None
+
+EXPECTED = (
+    *(TrainerError, CaptionerError),
+    *(OSError, RuntimeError, ArithmeticError, MemoryError),  # of the system and of libraries
+)
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells have it."""
 
 VERBS = {
     "prepare": (prepare, "import captions, or check a data directory and decode its images once"),
@@ -38,12 +55,36 @@ def main(arguments: list[str] | None = None) -> int:
         verb = verbs.add_parser(name, help=summary, description=summary)
         module.add_arguments(verb)
         verb.set_defaults(act=module.run)
+    parser.add_argument("--traceback", action="store_true", help="show where an error came up")
     args = parser.parse_args(arguments)
+    _show_any_letter()
     try:
         return int(args.act(args))
-    except (TrainerError, CaptionerError) as error:
-        print(f"{args.verb}: {error}", file=sys.stderr)
+    except EXPECTED as error:
+        if args.traceback:
+            raise
+        print(f"{args.verb}: {told(error)}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(f"{args.verb}: stopped; the same command goes on", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _show_any_letter() -> None:
+    """Let a terminal that knows few letters show the others as escapes, instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def told(error: Exception) -> str:
+    """Say in a line what went wrong: our own words, or the system's with the file it speaks of."""
+    if isinstance(error, TrainerError | CaptionerError):
+        return str(error)
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        reason = f"{error.filename}: {error.strerror}"
+    return f"{reason} ({type(error).__name__}; python -m trainer --traceback shows where)"
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 TrainerError
 ├── RecipeError   a recipe is unreadable, has an unknown key, or an impossible value
 ├── DataError     a file of captions or images is missing, malformed, or contradicts another
+│   └── EntryError  one entry of a file cannot be used; the others may
 └── ScoringError  candidates and references cannot be compared
 """
 
@@ -17,6 +18,20 @@ class RecipeError(TrainerError):
 
 class DataError(TrainerError):
     """A file of captions or images is missing, malformed, or contradicts another."""
+
+
+class EntryError(DataError):
+    """One entry of a file cannot be used; the others may.
+
+    Args:
+        where: file and place in it.
+        what: is wrong, in the same words wherever the same is wrong.
+        got: what stands there.
+    """
+
+    def __init__(self, where: str, what: str, got: str = "") -> None:
+        super().__init__(f"{where}: {what}" + (f", got {got}" if got else ""))
+        self.where, self.what, self.got = where, what, got
 
 
 class ScoringError(TrainerError):

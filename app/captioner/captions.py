@@ -39,7 +39,7 @@ class Caption:
     """A finished caption.
 
     Attributes:
-        text: words joined by spaces.
+        text: the words as the vocabulary writes them.
         log_prob: sum over its words and the end mark, in nats.
         score: log_prob after the length penalty; candidates are ranked by it.
         words: one by one.
@@ -105,7 +105,7 @@ def _caption(
     words = tuple(map(Word, texts, log_probs, *looked))
     log_prob, score = float(found.log_probs_BK[b, k]), float(found.scores_BK[b, k])
     confidence = None if confidence_BK is None else round(float(confidence_BK[b, k]), 4)
-    return Caption(" ".join(texts), log_prob, score, words, confidence)
+    return Caption(vocabulary.text(texts), log_prob, score, words, confidence)
 
 
 def _where_it_looked(

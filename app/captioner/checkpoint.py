@@ -13,8 +13,9 @@ CARD.md               data, recipe, scores, limits, licences
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Final, NamedTuple, NoReturn, Self
+from typing import Any, Final, NamedTuple, NoReturn, Self
 
 from pydantic import ValidationError
 
@@ -23,7 +24,8 @@ from app.captioner.confidence import ConfidenceModel
 from app.captioner.directory import Directory
 from app.captioner.errors import CheckpointError
 from app.captioner.manifest import FORMAT_VERSION, WEIGHTS, Golden, Manifest
-from app.captioner.vocabulary import TOKENISER, Vocabulary
+from app.captioner.tokenisers import tokeniser
+from app.captioner.vocabulary import Sentences, Vocabulary
 
 MANIFEST = "manifest.json"
 VOCABULARY = "vocabulary.json"
@@ -41,6 +43,7 @@ _MOST_BYTES: Final = {
     confidence.FILE: confidence.MOST_BYTES,
 }
 _OTHER_BYTES = 16 * 2**20  # card, golden image, graphs and what else a manifest lists
+_VALUES_A_WORD = 3  # itself, and perhaps how it is written
 _MANY_VALUES = 100  # of a golden caption, and of a vocabulary beside its words
 
 
@@ -88,16 +91,17 @@ def write(
 
     Args:
         directory: must not exist yet.
-        manifest: ``files`` in it is computed here.
+        manifest: ``files`` in it is computed here, ``tokeniser`` is the vocabulary's.
         vocabulary: the words.
         files: weights, graphs, golden sample and card, by their names in the directory.
 
     Raises:
         CheckpointError: the directory exists; a published checkpoint never changes.
     """
-    contents = {**files, VOCABULARY: _json({"words": vocabulary.words})}
+    contents = {**files, VOCABULARY: _json(_named(vocabulary))}
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
-    manifest = manifest.model_copy(update={"files": hashes})
+    about = {"files": hashes, "tokeniser": vocabulary.tokeniser}
+    manifest = manifest.model_copy(update=about)
     contents[MANIFEST] = _json(manifest.model_dump(mode="json"))
     try:
         directory.mkdir(parents=True)
@@ -142,14 +146,14 @@ def load(directory: Path) -> Checkpoint:
             name: _verified(files, name, sha256, _MOST_BYTES.get(name, _OTHER_BYTES))
             for name, sha256 in manifest.files.items()
         }
-        vocabulary = _vocabulary(files, contents[VOCABULARY], manifest.architecture.words)
+        vocabulary = _vocabulary(files, contents[VOCABULARY], manifest)
         _check_weights(files, contents[WEIGHTS])
         return Checkpoint(
             manifest,
             vocabulary,
             contents[WEIGHTS],
             _graphs(files, contents),
-            _golden(files, contents),
+            _golden(files, contents, vocabulary),
             _confidence(files, contents, len(vocabulary)),
         )
 
@@ -197,8 +201,10 @@ def _manifest(files: Directory) -> Manifest:
         manifest = Manifest.model_validate(fields)
     except (ValueError, AttributeError) as error:
         files.refuse(f"{MANIFEST} is not a manifest: {_told(error)}")
-    if manifest.tokeniser != TOKENISER:
-        files.refuse(f"tokeniser {manifest.tokeniser[:100]!r} is unknown, expected {TOKENISER!r}")
+    try:
+        tokeniser(manifest.tokeniser)
+    except ValueError as error:
+        files.refuse(str(error))
     return manifest
 
 
@@ -231,13 +237,22 @@ def _verified(files: Directory, name: str, sha256: str, most_bytes: int) -> byte
     return content
 
 
-def _vocabulary(files: Directory, content: bytes, words: int) -> Vocabulary:
+def _named(vocabulary: Vocabulary) -> dict[str, Any]:
+    """Give what ``vocabulary.json`` says."""
+    written = {"sentences": asdict(vocabulary.sentences)} if vocabulary.sentences else {}
+    return {"words": vocabulary.words, **written}
+
+
+def _vocabulary(files: Directory, content: bytes, manifest: Manifest) -> Vocabulary:
+    words = manifest.architecture.words
     try:
-        named = documents.parse(content, most_values=words + _MANY_VALUES)["words"]
+        fields = documents.parse(content, most_values=_VALUES_A_WORD * words + _MANY_VALUES)
+        named, written = fields["words"], fields.get("sentences")
         if not isinstance(named, list):
             raise TypeError("its words are no list")  # noqa: TRY301
-        vocabulary = Vocabulary(tuple(named))
-    except (ValueError, KeyError, TypeError) as error:
+        sentences = None if written is None else _sentences(written)
+        vocabulary = Vocabulary(tuple(named), manifest.tokeniser, sentences)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         files.refuse(f"{VOCABULARY} is not a vocabulary: {_told(error)}")
     if len(vocabulary) != words:
         files.refuse(
@@ -247,12 +262,25 @@ def _vocabulary(files: Directory, content: bytes, words: int) -> Vocabulary:
     return vocabulary
 
 
-def _golden(files: Directory, contents: Mapping[str, bytes]) -> GoldenSample | None:
+def _sentences(fields: Any) -> Sentences:
+    match fields:
+        case {"capital": bool(capital), "end": str(end), "forms": dict(forms)}:
+            return Sentences(capital, end, forms)
+    raise ValueError("its sentences lack capital, end or forms")
+
+
+def _golden(
+    files: Directory, contents: Mapping[str, bytes], vocabulary: Vocabulary
+) -> GoldenSample | None:
     if not _has_golden(contents):
         return None
     try:
         fields = documents.parse(contents[GOLDEN_CAPTION], most_values=_MANY_VALUES)
-        return GoldenSample(contents[GOLDEN_IMAGE], Golden.model_validate(fields))
+        golden = Golden.model_validate(fields)
+        for said in (golden, golden.int8):
+            if said and vocabulary.text(vocabulary.tokenise(said.caption)) != said.caption:
+                raise ValueError("it is not written as captions here are")  # noqa: TRY301
+        return GoldenSample(contents[GOLDEN_IMAGE], golden)
     except ValueError as error:
         files.refuse(f"{GOLDEN_CAPTION} is no golden caption: {_told(error)}")
 

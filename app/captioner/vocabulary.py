@@ -1,12 +1,15 @@
-"""Words <-> ids, and the one tokeniser that training, references and candidates share."""
+"""Words <-> ids, and ids <-> text: a vocabulary knows the tokeniser that its words come from."""
 
-import re
+import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Self
 
-TOKENISER = "lower-alphanumeric"
-"""The name of `tokenise`, written into manifests and score tables."""
+from app.captioner.tokenisers import LOWER_ALPHANUMERIC, TOKENISERS, Tokeniser, tokeniser
+
+TOKENISER = LOWER_ALPHANUMERIC
+"""The tokeniser of English captions: scores of papers compare with it (docs/scoring.md)."""
 
 PAD, BOS, EOS, UNK = range(4)
 SPECIALS = ("<pad>", "<bos>", "<eos>", "<unk>")
@@ -16,21 +19,69 @@ MOST_WORDS = 2**18
 MOST_LETTERS = 100
 """In a word: the longest in use anywhere has fewer."""
 
-_TOKEN = re.compile(r"[^\W_]+")
+tokenise = TOKENISERS[TOKENISER].tokenise
+"""Lower-case the text and keep the runs of letters and digits.
+
+On English captions this scores like coco-caption's PTB tokeniser to the fourth digit
+(docs/scoring.md), without Java.
+"""
 
 
-def tokenise(text: str) -> list[str]:
-    """Lower-case the text and keep the runs of letters and digits.
+@dataclass(frozen=True)
+class Sentences:
+    """How captions are written, where a reader expects sentences instead of words.
 
-    On English captions this scores like coco-caption's PTB tokeniser to the fourth digit
-    (docs/scoring.md), without Java.
+    Attributes:
+        capital: begin with a capital letter.
+        end: the mark that a sentence ends with; may be empty.
+        forms: word -> how it is written within a sentence, where that differs: ``Hund``.
+
+    Raises:
+        ValueError: the end is more than a mark, or a form is that of another word.
     """
-    return _TOKEN.findall(text.lower())
+
+    capital: bool
+    end: str
+    forms: Mapping[str, str]
+
+    def __post_init__(self) -> None:
+        if len(self.end) > 1 or (self.end and not unicodedata.category(self.end).startswith("P")):
+            raise ValueError(f"{self.end[:20]!r} ends no sentence: expected one punctuation mark")
+        for word, form in self.forms.items():
+            if not isinstance(form, str) or unicodedata.normalize("NFC", form.lower()) != word:
+                raise ValueError(f"{str(form)[:MOST_LETTERS]!r} is no form of {word[:100]!r}")
+
+    def write(self, words: Sequence[str], of: Tokeniser) -> str:
+        """Write words as a sentence, from which the tokeniser gives the same words."""
+        text = of.join([self.forms.get(word, word) for word in words])
+        if self.capital:
+            text = text[:1].upper() + text[1:]
+        return text + self.end if text else text
+
+    @classmethod
+    def learn(cls, texts: Iterable[str], of: Tokeniser) -> Self:
+        """See how people write: what most sentences begin and end with, how a word mostly is."""
+        capital, ends = Counter[bool](), Counter[str]()
+        seen: dict[str, Counter[str]] = {}
+        for text in texts:
+            first, *others = of.pieces(unicodedata.normalize("NFC", text)) or [""]
+            capital[first[:1].isupper()] += bool(first[:1].upper() != first[:1].lower())
+            ends[_end_of(text)] += 1
+            for piece in others:
+                seen.setdefault(piece.lower(), Counter())[piece] += 1
+        mostly = {word: forms.most_common(1)[0][0] for word, forms in seen.items()}
+        forms = {
+            word: form
+            for word, form in sorted(mostly.items())
+            if form != word and of.tokenise(form) == [word]
+        }
+        end = ends.most_common(1)[0][0] if ends else ""
+        return cls(capital[True] > capital[False], end, forms)
 
 
-def _is_word(word: object) -> bool:
-    """Say whether captions may be made of it."""
-    return isinstance(word, str) and len(word) <= MOST_LETTERS and tokenise(word) == [word]
+def _end_of(text: str) -> str:
+    last = text.rstrip()[-1:]
+    return last if last and unicodedata.category(last) == "Po" else ""
 
 
 @dataclass(frozen=True)
@@ -39,21 +90,39 @@ class Vocabulary:
 
     Ids 0 to 3 are PAD, BOS, EOS and UNK; the word ``words[i]`` has id ``i + 4``.
 
+    Attributes:
+        words: in the order of their ids.
+        tokeniser: name of what gave them.
+        sentences: how captions are written; None writes words as they are.
+
     Raises:
-        ValueError: a word is none that `tokenise` gives, too long, or named twice.
+        ValueError: the tokeniser is unknown, a word is none that it gives, too long, or named
+            twice.
     """
 
     words: tuple[str, ...]
+    tokeniser: str = TOKENISER
+    sentences: Sentences | None = None
     _ids: dict[str, int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        of = tokeniser(self.tokeniser)
         for word in self.words:
-            if not _is_word(word):
-                raise ValueError(f"{str(word)[:MOST_LETTERS]!r} is no word of {TOKENISER}")
+            if not _is_word(word, of):
+                raise ValueError(f"{str(word)[:MOST_LETTERS]!r} is no word of {of.name}")
         ids = {word: index for index, word in enumerate(self.words, start=len(SPECIALS))}
         if len(ids) != len(self.words):
             raise ValueError("a vocabulary names a word twice: each word has one id")
         object.__setattr__(self, "_ids", ids)
+
+    def tokenise(self, text: str) -> list[str]:
+        """Take a text apart as the words of this vocabulary were."""
+        return tokeniser(self.tokeniser).tokenise(text)
+
+    def text(self, words: Sequence[str]) -> str:
+        """Write words as a caption."""
+        of = tokeniser(self.tokeniser)
+        return self.sentences.write(words, of) if self.sentences else of.join(words)
 
     def __len__(self) -> int:
         """Count the ids, the four special ones included."""
@@ -79,8 +148,44 @@ class Vocabulary:
         return self.words[index - len(SPECIALS)]
 
     @classmethod
-    def build(cls, captions: Iterable[Sequence[str]], *, at_least: int) -> "Vocabulary":
+    def build(
+        cls,
+        captions: Iterable[Sequence[str]],
+        *,
+        at_least: int,
+        tokeniser_name: str = TOKENISER,
+        sentences: Sentences | None = None,
+    ) -> "Vocabulary":
         """Keep the words that occur ``at_least`` times, most frequent first, ties by spelling."""
         counts = Counter(token for tokens in captions for token in tokens)
-        kept = (item for item in counts.items() if item[1] >= at_least and _is_word(item[0]))
-        return cls(tuple(word for word, _ in sorted(kept, key=lambda item: (-item[1], item[0]))))
+        of = tokeniser(tokeniser_name)
+        kept = (item for item in counts.items() if item[1] >= at_least and _is_word(item[0], of))
+        words = tuple(word for word, _ in sorted(kept, key=lambda item: (-item[1], item[0])))
+        if sentences:
+            of_words = set(words)
+            known = {word: form for word, form in sentences.forms.items() if word in of_words}
+            sentences = Sentences(sentences.capital, sentences.end, known)
+        return cls(words, tokeniser_name, sentences)
+
+    @classmethod
+    def learn(
+        cls,
+        texts: Iterable[str],
+        *,
+        at_least: int,
+        tokeniser_name: str = TOKENISER,
+        sentences: bool = False,
+    ) -> "Vocabulary":
+        """Build the vocabulary of captions, and see how they are written if ``sentences``."""
+        texts, of = list(texts), tokeniser(tokeniser_name)
+        return cls.build(
+            map(of.tokenise, texts),
+            at_least=at_least,
+            tokeniser_name=tokeniser_name,
+            sentences=Sentences.learn(texts, of) if sentences else None,
+        )
+
+
+def _is_word(word: object, of: Tokeniser) -> bool:
+    """Say whether captions may be made of it."""
+    return isinstance(word, str) and len(word) <= MOST_LETTERS and of.is_word(word)

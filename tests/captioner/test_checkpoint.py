@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from app.captioner import checkpoint
 from app.captioner.errors import CheckpointError
 from app.captioner.model import torch_checkpoint
+from app.captioner.vocabulary import Sentences, Vocabulary
 from support.tiny import save_tiny_checkpoint, tiny_unpublished
 
 
@@ -40,6 +41,32 @@ def test_what_was_saved_is_what_is_loaded(directory):
     for name, tensor in source.network.state_dict().items():
         expected = tensor.half().float() if tensor.ndim > 1 else tensor
         torch.testing.assert_close(loaded.network.state_dict()[name], expected, rtol=0, atol=0)
+
+
+def test_words_of_another_tokeniser_and_how_they_are_written_come_back(tmp_path):
+    source = tiny_unpublished()
+    written = Sentences(capital=True, end=".", forms={"dog": "Dog"})
+    words = ("l'", "कुत्ता", *source.vocabulary.words[2:])
+    vocabulary = Vocabulary(words, "unicode-words-1", written)
+    torch_checkpoint.save(tmp_path / "1", source._replace(vocabulary=vocabulary))
+    loaded = checkpoint.load(tmp_path / "1")
+    assert loaded.vocabulary == vocabulary
+    assert loaded.manifest.tokeniser == "unicode-words-1"
+
+
+@pytest.mark.parametrize(
+    "sentences",
+    [
+        *([], 7, {}, {"capital": 1, "end": ".", "forms": {}}),
+        {"capital": True, "end": "<b>", "forms": {}},
+        {"capital": True, "end": ".", "forms": {"dog": "<b>dog</b>"}},
+    ],
+)
+def test_sentences_that_nobody_writes_are_refused(directory, sentences):
+    words = json.loads((directory / "vocabulary.json").read_text())["words"]
+    content = json.dumps({"words": words, "sentences": sentences}).encode()
+    replace(directory, "vocabulary.json", content)
+    refused(directory, "vocabulary.json is not a vocabulary")
 
 
 def test_a_published_directory_never_changes(directory):
@@ -215,7 +242,11 @@ def test_the_golden_sample_is_what_was_verified(directory):
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"[]", b"[" * 10_000, b'{"caption": "a", "log_prob": NaN}']
+    "content",
+    [
+        *(b"", b"[]", b"[" * 10_000, b'{"caption": "a", "log_prob": NaN}'),
+        *(b'{"caption": "A dog", "log_prob": -1}', b'{"caption": "<b>", "log_prob": -1}'),
+    ],
 )
 def test_a_golden_caption_that_is_none_is_refused(directory, content):
     replace(directory, "golden/caption.json", content)
@@ -301,7 +332,7 @@ def test_a_vocabulary_that_is_none_is_refused(directory, words):
 
 def test_a_vocabulary_of_more_words_than_the_network_has_is_not_parsed(directory):
     replace(directory, "vocabulary.json", json.dumps({"words": ["a"] * 10**6}).encode())
-    refused(directory, "expected at most 116 values")
+    refused(directory, "expected at most 148 values")
 
 
 @pytest.mark.parametrize(

@@ -147,7 +147,7 @@ def test_what_a_client_is_shown_is_json(fields):
     [
         *({"log_prob": n} for n in (float("nan"), float("-inf"), "x", None)),
         *({"tolerance": n} for n in (-0.1, 1.1, 1e9, float("nan"), float("inf"), None)),
-        *({"caption": n} for n in ("A dog", "a  dog", "<b>", "a\n", "\ud800", "a " * 9999, 7)),
+        *({"caption": n} for n in ("a  dog", "a\n", "\ud800", "a " * 9999, 7)),
         {"unknown": 1},
     ],
 )

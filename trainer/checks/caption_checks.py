@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterator
 
-from app.captioner.vocabulary import tokenise
+from app.captioner.vocabulary import TOKENISER
 from trainer.checks.directory_scan import DirectoryScan
 from trainer.checks.findings import Finding, count_images, some
 
@@ -15,7 +15,9 @@ GLUED_WORDS = 50
 def wordless_captions(scan: DirectoryScan) -> Iterator[Finding]:
     """Captions without a letter or digit teach silence."""
     for split in scan.lists:
-        empty = [image for image, text in scan.captions_of(split) if not tokenise(text)]
+        empty = [
+            image for image, text in scan.captions_of(split) if not scan.tokeniser.tokenise(text)
+        ]
         if empty:
             yield Finding(
                 "error",
@@ -27,7 +29,9 @@ def wordless_captions(scan: DirectoryScan) -> Iterator[Finding]:
 def long_captions(scan: DirectoryScan) -> Iterator[Finding]:
     """Captions that training would cut, and those that look like several lines in one."""
     for split in scan.lists:
-        words = [(len(tokenise(text)), image) for image, text in scan.captions_of(split)]
+        words = [
+            (len(scan.tokeniser.tokenise(text)), image) for image, text in scan.captions_of(split)
+        ]
         cut = sum(count > LONG_WORDS for count, _ in words)
         glued = [image for count, image in words if count > GLUED_WORDS]
         if glued or cut * 20 > len(words):
@@ -40,9 +44,22 @@ def long_captions(scan: DirectoryScan) -> Iterator[Finding]:
             )
 
 
+def other_tokeniser(scan: DirectoryScan) -> Iterator[Finding]:
+    """Captions whose words the tokeniser of English would cut to pieces."""
+    if scan.captions and scan.tokeniser.name != TOKENISER:
+        yield Finding(
+            "note",
+            f"{TOKENISER}, the tokeniser of English, would cut words of these captions, or finds "
+            "no spaces between them",
+            f"set vocabulary.tokeniser to {scan.tokeniser.name}, as own-photos.toml does",
+        )
+
+
 def few_words(scan: DirectoryScan) -> Iterator[Finding]:
     """Words that occur too rarely to be learned."""
-    counts = Counter(word for _, text in _training_captions(scan) for word in tokenise(text))
+    counts = Counter(
+        word for _, text in _training_captions(scan) for word in scan.tokeniser.tokenise(text)
+    )
     frequent = sum(count >= MIN_COUNT for count in counts.values())
     unknown = sum(count for count in counts.values() if count < MIN_COUNT)
     if counts and (frequent < 100 or unknown * 10 > counts.total()):
@@ -58,7 +75,7 @@ def repeated_captions(scan: DirectoryScan) -> Iterator[Finding]:
     """One sentence for many images teaches the network to say it always."""
     images: dict[str, set[str]] = {}
     for image, text in _training_captions(scan):
-        images.setdefault(" ".join(tokenise(text)), set()).add(image)
+        images.setdefault(" ".join(scan.tokeniser.tokenise(text)), set()).add(image)
     enough = max(3, len(scan.lists.get("train", ())) // 20)
     often = {text: len(of) for text, of in images.items() if len(of) >= enough}
     if often:
@@ -90,6 +107,7 @@ def _training_captions(scan: DirectoryScan) -> list[tuple[str, str]]:
 CHECKS: tuple[Callable[[DirectoryScan], Iterator[Finding]], ...] = (
     wordless_captions,
     long_captions,
+    other_tokeniser,
     few_words,
     repeated_captions,
     single_captions,

@@ -5,6 +5,7 @@ from pathlib import Path
 from trainer.checks import caption_checks, image_checks
 from trainer.checks.directory_scan import DirectoryScan, scan_directory
 from trainer.checks.findings import Finding
+from trainer.data.pixels import PixelHashes
 
 
 def examine(scan: DirectoryScan) -> list[Finding]:
@@ -14,13 +15,20 @@ def examine(scan: DirectoryScan) -> list[Finding]:
     return sorted(findings, key=lambda finding: finding.severity)
 
 
-def diagnose(directory: Path, *, images: str | None = None) -> int:
+def diagnose(
+    directory: Path, *, images: str | None = None, pixel_hashes: PixelHashes | None = None
+) -> int:
     """Print all findings of a directory.
+
+    Args:
+        directory: in Flickr8k's layout.
+        images: name of the image folder, where it is an unusual one.
+        pixel_hashes: of the images, where they have been decoded just now.
 
     Returns:
         1 if one of them is an error, else 0.
     """
-    findings = examine(scan_directory(directory, images=images))
+    findings = examine(scan_directory(directory, images=images, pixel_hashes=pixel_hashes))
     for finding in findings:
         print(finding)
     errors = sum(finding.severity == "error" for finding in findings)

@@ -6,9 +6,17 @@ train. This reader goes on, so that one scan names everything there is to repair
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
-from trainer.data.flickr8k import TOKEN_FILE, image_folder, list_path, split_names
+from app.captioner.tokenisers import Tokeniser, fitting, tokeniser
+from trainer.data.flickr8k import (
+    TOKEN_FILE,
+    image_folder,
+    list_path,
+    require_directory,
+    split_names,
+)
 from trainer.data.pixels import PixelHashes, hash_images
 from trainer.data.text_files import caption_line, list_line, numbered_lines, parse_each
 from trainer.errors import DataError
@@ -32,6 +40,11 @@ class DirectoryScan:
     pixel_hashes: PixelHashes
     faults: tuple[str, ...]
 
+    @cached_property
+    def tokeniser(self) -> Tokeniser:
+        """Give the tokeniser that suits the captions."""
+        return tokeniser(fitting(text for of in self.captions.values() for text in of))
+
     def captions_of(self, split: str) -> list[tuple[str, str]]:
         """Give image and text of every caption of a split."""
         return [
@@ -39,15 +52,23 @@ class DirectoryScan:
         ]
 
 
-def scan_directory(directory: Path, *, images: str | None = None) -> DirectoryScan:
-    """Read lists, captions and images of a directory."""
+def scan_directory(
+    directory: Path, *, images: str | None = None, pixel_hashes: PixelHashes | None = None
+) -> DirectoryScan:
+    """Read lists, captions and images of a directory; see `trainer.checks.diagnosis.diagnose`.
+
+    Raises:
+        DataError: there is no such directory.
+    """
+    require_directory(directory)
     faults: list[str] = []
     lists = {name: _names(list_path(directory, name), faults) for name in split_names(directory)}
     captions = _captions(directory / TOKEN_FILE, faults)
     folder = _folder(directory, images, faults)
     files = frozenset(file.name for file in folder.iterdir()) if folder else frozenset()
     listed = sorted({name for names in lists.values() for name in names if name in files})
-    pixel_hashes = hash_images((name, folder / name) for name in listed if folder)
+    if pixel_hashes is None:
+        pixel_hashes = hash_images((name, folder / name) for name in listed if folder)
     return DirectoryScan(lists, captions, files, pixel_hashes, tuple(faults))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from app.captioner.checkpoint import Checkpoint
+from app.captioner.checkpoint import MANIFEST, Checkpoint
 from app.captioner.engines.cpu import CpuEngine
 from app.captioner.image.decode import Pixels
 from app.captioner.manifest import ImageGeometry, Manifest
@@ -20,6 +20,7 @@ from trainer.errors import TrainerError
 from trainer.evaluation.captioning import evaluate, training_captions
 from trainer.publishing.publish import Confidence
 from trainer.scoring.scores import Scores
+from trainer.training.run_directory import BEST
 
 CALIBRATION_IMAGES = 300
 CONFIDENCE_IMAGES = 3000
@@ -28,6 +29,51 @@ CONFIDENCE_IMAGES = 3000
 def available_device() -> str:
     """Name the GPU where there is one, else the CPU."""
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Declare ``--device``."""
+    parser.add_argument("--device", type=_device, default=available_device(), help="cpu or cuda")
+
+
+def _device(name: str) -> str:
+    """Refuse a device that torch cannot compute on here, and name those that it can."""
+    choices = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is not None and (name in choices or (name == "cuda" and len(choices) > 1)):
+        return name
+    why = " (torch finds no GPU here)" if name.startswith("cuda") and len(choices) == 1 else ""
+    raise argparse.ArgumentTypeError(f"no device {name!r}{why}: choose {' or '.join(choices)}")
+
+
+def run_checkpoint(path: Path) -> Path:
+    """Give the checkpoint that is meant: a directory itself, or the best one of a run.
+
+    Raises:
+        TrainerError: nothing is there, or the run has no best checkpoint yet.
+    """
+    if (path / MANIFEST).exists():
+        return path
+    run = path.parent if path.name == BEST else path
+    if (path / BEST / MANIFEST).exists():
+        return path / BEST
+    if (run / "recipe.json").exists():
+        raise TrainerError(
+            f"{run} has no checkpoint yet: its first epoch has not ended, go on with `fit` "
+            "and the same recipe, data and run"
+        )
+    if not path.exists():
+        raise TrainerError(f"{path} does not exist: name a run, or a checkpoint of a model store")
+    return path
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file as UTF-8, its folders too."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
 
 
 def add_rules(parser: argparse.ArgumentParser) -> None:

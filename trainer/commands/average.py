@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from trainer.commands.arguments import run_checkpoint
 from trainer.training.checkpoint_averaging import average
 
 
@@ -18,5 +19,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Average, and say where the mean is."""
     with torch.no_grad():
-        print(average(args.checkpoints, args.run, shares=args.shares))
+        print(average(list(map(run_checkpoint, args.checkpoints)), args.run, shares=args.shares))
     return 0

@@ -11,7 +11,14 @@ from app.captioner.captions import Caption
 from app.captioner.checkpoint import load as load_checkpoint
 from app.captioner.engines.engine import Precision
 from app.captioner.pipeline import Captioner
-from trainer.commands.arguments import add_rules, add_search, available_device, with_search
+from trainer.commands.arguments import (
+    add_device,
+    add_rules,
+    add_search,
+    run_checkpoint,
+    with_search,
+    write_text,
+)
 from trainer.data.flickr8k import Split, read_split
 from trainer.errors import TrainerError
 from trainer.evaluation.captioning import (
@@ -46,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--report", type=Path, metavar="DIR", help="write a page to look at there")
     add_search(parser)
     add_rules(parser)
-    parser.add_argument("--device", default=available_device())
+    add_device(parser)
     parser.add_argument(
         "--precision",
         choices=get_args(Precision),
@@ -89,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
     """Print a score table for each directory."""
     if args.report and len(args.data) > 1:
         raise TrainerError("--report shows one directory: name one --data")
-    loaded = load_checkpoint(args.checkpoint)
+    loaded = load_checkpoint(run_checkpoint(args.checkpoint))
     loaded = loaded.with_manifest(with_search(loaded.manifest, args))
     captioner = Captioner.of(loaded, device=args.device, precision=args.precision)
     found: dict[str, _Evaluated] = {}
@@ -104,7 +111,8 @@ def run(args: argparse.Namespace) -> int:
     if args.captions:
         _write_captions(args.captions, found)
     if args.json:
-        args.json.write_text(json.dumps(_figures(args.precision, found), indent=2) + "\n")
+        figures = _figures(args.precision, found)
+        write_text(args.json, json.dumps(figures, indent=2, ensure_ascii=False) + "\n")
     return 0
 
 
@@ -117,7 +125,7 @@ def _evaluated(captioner: Captioner, data: Path, args: argparse.Namespace) -> _E
     return _Evaluated(
         split,
         captions,
-        score_split(texts, split, training=training),
+        score_split(texts, split, training=training, tokeniser_name=captioner.vocabulary.tokeniser),
         faithfulness(texts, references),
         _reliability(captions, references),
         tutorial,
@@ -143,11 +151,14 @@ def _confidence_text(found: Reliability) -> str:
 
 def _write_captions(path: Path, found: Mapping[str, _Evaluated]) -> None:
     lines = (
-        json.dumps({"image": image, "caption": caption.text, "confidence": caption.confidence})
+        json.dumps(
+            {"image": image, "caption": caption.text, "confidence": caption.confidence},
+            ensure_ascii=False,
+        )
         for each in found.values()
         for image, caption in each.captions.items()
     )
-    path.write_text("".join(f"{line}\n" for line in lines))
+    write_text(path, "".join(f"{line}\n" for line in lines))
 
 
 def _figures(precision: str, found: Mapping[str, _Evaluated]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from trainer.commands.arguments import available_device
+from trainer.commands.arguments import add_device
 from trainer.training.context import PRECISIONS
 from trainer.training.distributed import is_leader
 from trainer.training.fit import fit
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--initial", type=Path, help="checkpoint directory to start from")
     parser.add_argument("--encoder-weights", type=Path, help="file, or checkpoint directory")
     parser.add_argument("--random-encoder", action="store_true", help="start from random weights")
-    parser.add_argument("--device", default=available_device())
+    add_device(parser)
     parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="of the steps")
 
 

@@ -4,18 +4,25 @@ import argparse
 import sys
 from collections import Counter
 from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from pydantic import ValidationError
 
 from app.captioner.manifest import ImageGeometry
-from app.captioner.vocabulary import tokenise
+from app.captioner.tokenisers import fitting, tokeniser
 from trainer.checks.diagnosis import diagnose
 from trainer.data.arrays import fitted_images
 from trainer.data.flickr8k import Split, check_counts, read_split, split_names
 from trainer.data.records import FieldNames
 from trainer.data.sharding import write_shards
 from trainer.errors import DataError
-from trainer.importing.formats import READERS, kind_of, read_source
-from trainer.importing.import_records import import_records
-from trainer.importing.splitting import DEV_SHARE
+from trainer.importing.faults import SKIP_OPTION
+from trainer.importing.formats import READERS, read_sources
+from trainer.importing.image_folder import ImageFolder
+from trainer.importing.import_records import SKIPPED_FILE, import_records
+from trainer.importing.splitting import DEV_SHARE, Chance
+from trainer.importing.staging import Staging
+from trainer.importing.tables import Source
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +30,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     origin = parser.add_mutually_exclusive_group(required=True)
     origin.add_argument("--data", type=Path, help="directory in Flickr8k's layout, to be cached")
     origin.add_argument(
-        "--from", type=Path, dest="source", metavar="FILE", help="captions to be imported"
+        "--from",
+        type=Path,
+        dest="sources",
+        action="extend",
+        nargs="+",
+        metavar="FILE",
+        help="captions to be imported: a file, several that belong together, or a folder",
     )
     parser.add_argument("--cache", type=Path, default=Path("runs/cache"), help="where arrays go")
     parser.add_argument("--size-px", type=int, default=224, help="side of the network's square")
@@ -34,32 +47,54 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_import_arguments(group: "argparse._ArgumentGroup") -> None:
-    group.add_argument("--images", type=Path, metavar="FOLDER", help="where the images lie")
+    group.add_argument(
+        "--images", type=Path, metavar="FOLDER", help="where the images lie; a folder's own without"
+    )
     group.add_argument("--out", type=Path, metavar="DIR", help="new directory in Flickr8k's layout")
-    group.add_argument("--format", choices=[*READERS], help="in place of the file's suffix")
-    group.add_argument("--image-key", default="image", help="column or key of the image's name")
-    group.add_argument("--caption-key", default="caption", help="column or key of the caption")
-    group.add_argument("--split-key", default="split", help="column or key of the split, optional")
+    group.add_argument("--format", choices=[*READERS], help="in place of what the content says")
+    group.add_argument("--image-key", metavar="NAME", help="column or key of the image's name")
+    group.add_argument(
+        "--caption-key",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="column or key of the caption; several times, with commas, or a pattern: caption_*",
+    )
+    group.add_argument("--split-key", metavar="NAME", help="column or key of the split")
+    group.add_argument("--encoding", default="utf-8", help="of the text, for instance cp1252")
     group.add_argument("--dev-share", type=float, metavar="SHARE", help=f"default {DEV_SHARE}")
     group.add_argument("--seed", type=int, help="of the split by chance, default 1")
+    group.add_argument(
+        SKIP_OPTION,
+        action="store_true",
+        help=f"go on without entries that cannot be used, and list them in {SKIPPED_FILE}",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Import captions, or check a data directory and fill the cache of images or write shards."""
     if args.shards:
         return _write_shards(args)
-    return _fill_cache(args) if args.source is None else _import(args)
+    return _fill_cache(args) if args.sources is None else _import(args)
 
 
 def _fill_cache(args: argparse.Namespace) -> int:
+    geometry = _geometry(args)
     for finding in check_counts(args.data):
         print(f"note: {finding}", file=sys.stderr)
-    geometry = ImageGeometry(size_px=args.size_px, fit=args.fit)
     for name in split_names(args.data):
         split = read_split(args.data, name)
         fitted_images(split, geometry, args.cache)
         print(_describe(split))
     return 0
+
+
+def _geometry(args: argparse.Namespace) -> ImageGeometry:
+    try:
+        return ImageGeometry(size_px=args.size_px, fit=args.fit)
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"]
+        raise DataError(f"--size-px is {args.size_px}: {reason}") from None
 
 
 def _write_shards(args: argparse.Namespace) -> int:
@@ -72,23 +107,52 @@ def _write_shards(args: argparse.Namespace) -> int:
 
 def _import(args: argparse.Namespace) -> int:
     """Write the directory, then let the doctor see it."""
-    _refuse_incomplete(args)
-    kind = args.format or kind_of(args.source)
-    print(f"{args.source} is read as {kind}")
-    keys = FieldNames(args.image_key, args.caption_key, args.split_key)
-    records = read_source(args.source, kind, keys)
-    report = import_records(
-        records, args.images, args.out, dev_share=args.dev_share, seed=args.seed
-    )
-    print("\n".join(report))
-    return diagnose(args.out)
+    folder = _image_folder(args)
+    _refuse_incomplete(args, folder)
+    images = ImageFolder(folder)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f"{args.out.name}.", dir=args.out.parent) as unpacked:
+        staging = Staging(Path(unpacked))
+        keys = FieldNames(args.image_key, tuple(args.caption_key), args.split_key)
+        parsed = read_sources(
+            [Source(path, images, staging, keys, args.encoding) for path in args.sources],
+            args.format,
+        )
+        print("\n".join(parsed.notes))
+        imported = import_records(
+            parsed, images, args.out, staging, chance=_chance(args), skip_bad=args.skip_bad
+        )
+    print("\n".join(imported.report))
+    return diagnose(args.out, pixel_hashes=imported.hashes)
 
 
-def _refuse_incomplete(args: argparse.Namespace) -> None:
-    if args.images is None or args.out is None:
+def _image_folder(args: argparse.Namespace) -> Path | None:
+    """Take the folder that was named, or the folder that holds captions and images alike."""
+    if args.images is None and len(args.sources) == 1:
+        source: Path = args.sources[0]
+        if source.is_dir():
+            return source
+        if source.suffix.lower() in {".parquet", ".tar"}:
+            return source.parent
+    folder: Path | None = args.images
+    return folder
+
+
+def _chance(args: argparse.Namespace) -> Chance | None:
+    if args.dev_share is None and args.seed is None:
+        return None
+    share = DEV_SHARE if args.dev_share is None else args.dev_share
+    return Chance(share, 1 if args.seed is None else args.seed)
+
+
+def _refuse_incomplete(args: argparse.Namespace, folder: Path | None) -> None:
+    for source in args.sources:
+        if not source.exists():
+            raise DataError(f"{source} does not exist: name the file of captions, or its folder")
+    if folder is None or args.out is None:
         raise DataError("--from expects --images FOLDER and --out DIR as well: name both")
-    if not args.images.is_dir():
-        raise DataError(f"{args.images} is no folder: name the folder that holds the images")
+    if not folder.is_dir():
+        raise DataError(f"{folder} is no folder: name the folder that holds the images")
     if args.out.exists():
         raise DataError(f"{args.out} exists: name a new directory, or remove it first")
     if args.dev_share is not None and not 0 < args.dev_share < 1:
@@ -96,7 +160,8 @@ def _refuse_incomplete(args: argparse.Namespace) -> None:
 
 
 def _describe(split: Split) -> str:
-    captions = [tokenise(text) for example in split.examples for text in example.captions]
+    texts = [text for example in split.examples for text in example.captions]
+    captions = list(map(tokeniser(fitting(texts)).tokenise, texts))
     words = Counter(word for caption in captions for word in caption)
     mean = sum(words.values()) / len(captions)
     frequent = sum(count >= 5 for count in words.values())

@@ -10,17 +10,19 @@ from trainer.commands.arguments import (
     calibration_images,
     confidence_fitter,
     dev_scorer,
+    run_checkpoint,
     with_search,
     with_split,
 )
 from trainer.errors import TrainerError
 from trainer.publishing.publish import publish
-from trainer.training.run_directory import BEST
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``publish``."""
-    parser.add_argument("run_directory", type=Path, metavar="RUN", help="what fit wrote")
+    parser.add_argument(
+        "run_directory", type=Path, metavar="RUN", help="what fit wrote, or its best"
+    )
     parser.add_argument("--version", required=True, help="of the new directory")
     parser.add_argument("--name", help="of the checkpoint, in place of the recipe's")
     parser.add_argument("--store", type=Path, default=Path("model_store"))
@@ -33,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Publish, and say where."""
-    source = torch_checkpoint.load(args.run_directory / BEST)
+    source = torch_checkpoint.load(run_checkpoint(args.run_directory))
     source = source._replace(manifest=with_search(source.manifest, args))
     directory = publish(
         source,

@@ -1,60 +1,91 @@
-"""Captions of any origin, one per image, and the references to score them against."""
+"""Captions of any origin, one per image, to be scored."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
-from trainer.data.text_files import numbered_lines, read_captions
+from trainer.data.records import composed
+from trainer.data.text_files import numbered_lines, read_json, read_text
 from trainer.errors import DataError
+
+FORMS = (
+    '{"image": NAME, "caption": TEXT} on each line, or as COCO results have it, a JSON list of '
+    '{"image_id": NUMBER, "caption": TEXT}'
+)
+_Placed = tuple[str, object]
 
 
 def read_candidates(path: Path) -> dict[str, str]:
-    """Read one caption per image from JSON lines; keys other than image and caption are ignored.
+    """Read one caption per image; keys other than image, image_id and caption are ignored.
+
+    Args:
+        path: JSON lines, COCO results, or a JSON object of name and caption.
+
+    Returns:
+        Image -> caption; an image that is named by a number has its digits for a name.
 
     Raises:
-        DataError: the file is missing or empty, a line is malformed, or an image is repeated.
+        DataError: the file is missing or empty, an entry is malformed, or an image is repeated.
     """
     candidates: dict[str, str] = {}
-    for number, line in numbered_lines(path):
-        image, caption = _candidate(path, number, line)
+    for where, entry in _entries(path):
+        image, caption = _candidate(where, entry)
         if image in candidates:
             raise DataError(
-                f"{path} line {number}: {image} has a caption already, expected one per image: "
-                "remove one of the two lines"
+                f"{where}: {image} has a caption already, expected one per image: "
+                "remove one of the two"
             )
         candidates[image] = caption
     return candidates
 
 
-def _candidate(path: Path, number: int, line: str) -> tuple[str, str]:
-    match _json(line):
+def _entries(path: Path) -> Iterator[_Placed]:
+    lines = list(numbered_lines(path))
+    if _is_object(lines[0][1]) or not read_text(path).lstrip().startswith(("[", "{")):
+        yield from ((f"{path} line {number}", _json(line) or line) for number, line in lines)
+        return
+    content = read_json(path)
+    if isinstance(content, dict):
+        content = [{"image": name, "caption": text} for name, text in content.items()]
+    yield from ((f"{path} [{index}]", entry) for index, entry in enumerate(content))
+
+
+def _is_object(line: str) -> bool:
+    """Tell JSON lines from a document: the first line is an object with a caption."""
+    value = _json(line)
+    return isinstance(value, dict) and "caption" in value
+
+
+def _candidate(where: str, entry: object) -> tuple[str, str]:
+    match entry:
         case {"image": str(image), "caption": str(caption)}:
-            return image, caption
-    raise DataError(
-        f'{path} line {number}: expected {{"image": NAME, "caption": TEXT}}, got {line[:80]!r}: '
-        "write one such JSON object per line"
-    )
+            return composed(image), caption
+        case {"image_id": int() | str() as image, "caption": str(caption)}:
+            return composed(str(image)), caption
+    shown = entry if isinstance(entry, str) else json.dumps(entry, ensure_ascii=False)
+    raise DataError(f"{where}: expected {FORMS}, got {shown[:80]!r}: write it so")
 
 
-def _json(line: str) -> object:
+def _json(line: str) -> Any:
     try:
-        value: object = json.loads(line)
+        return json.loads(line)
     except json.JSONDecodeError:
         return None
-    return value
 
 
-def read_references(path: Path, names: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """Read the captions of some images from a token file.
+def matched(
+    path: Path, names: Iterable[str], captions: dict[str, tuple[str, ...]]
+) -> dict[str, tuple[str, ...]]:
+    """Take the references of some images.
 
     Raises:
-        DataError: the file is missing or malformed, or an image has none.
+        DataError: an image has none.
     """
-    captions = read_captions(path)
     absent = sorted(name for name in names if name not in captions)
     if absent:
         raise DataError(
             f"{path} expects references for every image, has none for {len(absent)}, first "
-            f"{absent[0]}: use the token file that belongs to the captions"
+            f"{absent[0]}: use the file of references that belongs to the captions"
         )
     return {name: captions[name] for name in names}

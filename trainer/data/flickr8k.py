@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from trainer.data.shards import Member, read_shard, shards_of
+from trainer.data.records import composed
+from trainer.data.shards import Member, read_shard, refuse_odd_shards, shards_of
 from trainer.data.text_files import read_captions, read_list
 from trainer.errors import DataError
 
@@ -87,9 +88,12 @@ def read_split(directory: Path, split: str, *, images: str | None = None) -> Spl
         DataError: a file is missing or malformed, a listed image lacks its file or its captions,
             an image occurs in two of train, dev and test, or the copy is one known to be broken.
     """
-    shards = [] if split in split_names(directory) else shards_of(directory, split)
-    if shards:
-        return _from_shards(split, shards)
+    require_directory(directory)
+    if split not in split_names(directory):
+        shards = shards_of(directory, split)
+        if shards:
+            return _from_shards(split, shards)
+        refuse_odd_shards(directory, split)
     listing = list_path(directory, split)
     names = read_list(listing)
     captions = read_captions(directory / TOKEN_FILE)
@@ -97,8 +101,9 @@ def read_split(directory: Path, split: str, *, images: str | None = None) -> Spl
     _refuse_broken_copy(directory, split, len(names), captions)
     _refuse_overlap(directory, split, names)
     _refuse_absent(listing, names, captions, f"caption in {directory / TOKEN_FILE}")
-    _refuse_absent(listing, names, {file.name for file in folder.iterdir()}, f"file in {folder}")
-    return Split(split, tuple(Example(name, folder / name, captions[name]) for name in names))
+    files = {composed(file.name): file for file in folder.iterdir()}
+    _refuse_absent(listing, names, files, f"file in {folder}")
+    return Split(split, tuple(Example(name, files[name], captions[name]) for name in names))
 
 
 def _from_shards(split: str, shards: Sequence[Path]) -> Split:
@@ -116,6 +121,16 @@ def _from_shards(split: str, shards: Sequence[Path]) -> Split:
 def has_split(directory: Path, split: str) -> bool:
     """Say whether a directory has a split, by a list or in shards."""
     return split in split_names(directory) or bool(shards_of(directory, split))
+
+
+def require_directory(directory: Path) -> None:
+    """Tell a wrong path from a directory that lacks something.
+
+    Raises:
+        DataError: there is no such directory.
+    """
+    if not directory.is_dir():
+        raise DataError(f"{directory} does not exist: name the directory that holds the data")
 
 
 def list_path(directory: Path, split: str) -> Path:
@@ -166,6 +181,7 @@ def check_counts(directory: Path, *, images: str | None = None) -> list[str]:
     Raises:
         DataError: what `read_split` refuses, in any split, or no list at all.
     """
+    require_directory(directory)
     splits = [read_split(directory, name, images=images) for name in split_names(directory)]
     if not splits:
         raise DataError(f"{directory} expects Flickr_8k.<split>Images.txt and has none: add a list")

@@ -17,8 +17,8 @@ from itertools import groupby
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from trainer.data.records import is_text_list, make_record
-from trainer.errors import DataError
+from trainer.data.records import is_text_list, make_record, split_name
+from trainer.errors import DataError, EntryError
 
 SUFFIXES = ("jpg", "jpeg", "png", "webp")
 
@@ -63,13 +63,40 @@ class Sample:
 
 
 def shards_of(directory: Path, split: str) -> list[Path]:
-    """Give the shards ``<split>-<number>.tar`` of a directory, in order."""
+    """Give the shards ``<split>-<number>.tar`` of a directory, in order; ``val`` is ``dev``."""
     found = ((path, _SHARD_NAME.fullmatch(path.name)) for path in directory.glob("*.tar"))
-    return sorted(path for path, match in found if match and match[1] == split)
+    return sorted(
+        path for path, match in found if match and split in {match[1], split_name(match[1])}
+    )
 
 
-def read_shard(shard: Path) -> Iterator[Sample]:
+def refuse_odd_shards(directory: Path, split: str) -> None:
+    """Explain why a directory of tar files has no shards of a split.
+
+    Raises:
+        DataError: there are tar files, none of which is a shard of the split.
+    """
+    found = sorted(path.name for path in directory.glob("*.tar*"))
+    packed = [name for name in found if not name.endswith(".tar")]
+    if packed:
+        raise DataError(
+            f"{directory / packed[0]} is compressed, shards are read in place and have to be "
+            "uncompressed .tar files: gunzip them"
+        )
+    if found:
+        raise DataError(
+            f"{directory} has no shard of {split}, which is named {split}-000000.tar, but "
+            f"{found[0]}: rename the shards to <split>-<number>.tar, or let "
+            f"`prepare --from {directory}` split them by chance"
+        )
+
+
+def read_shard(shard: Path, faults: list[EntryError] | None = None) -> Iterator[Sample]:
     """Read what a shard holds, but for the pixels.
+
+    Args:
+        shard: the tar file.
+        faults: takes what is wrong with single samples; without it the first ends the reading.
 
     Raises:
         DataError: the file is no whole, uncompressed tar, or a sample lacks image or captions.
@@ -78,7 +105,13 @@ def read_shard(shard: Path) -> Iterator[Sample]:
         with tarfile.open(shard, "r:") as tar:
             members = (member for member in tar if member.isfile() and _key(member))
             for key, group in groupby(members, key=_key):
-                yield _sample(shard, key, {_suffix(member): member for member in group}, tar)
+                found = {_suffix(member): member for member in group}
+                try:
+                    yield _sample(shard, key, found, tar)
+                except EntryError as error:
+                    if faults is None:
+                        raise
+                    faults.append(error)
     except (OSError, tarfile.TarError) as error:
         raise DataError(f"{shard} cannot be read as tar ({error}): copy it again") from None
 
@@ -132,9 +165,10 @@ def _sample(
     about = _about(where, _content(tar, members.get("json")))
     captions = _captions(where, about, _content(tar, members.get("txt")))
     if len(images) != 1 or not is_text_list(captions):
-        raise DataError(
-            f"{where} expects one image in {_or(SUFFIXES)}, and captions in .json or .txt, has "
-            f"{_or(members)}: write the shard again"
+        raise EntryError(
+            where,
+            f"expected one image in {_or(SUFFIXES)}, and captions in .json or .txt",
+            _or(members),
         )
     name = str(about.get("image") or f"{shard.name}/{images[0].name}")
     record = make_record(name, captions, None, where)
@@ -150,7 +184,7 @@ def _captions(where: str, about: dict[str, Any], text: bytes) -> Any:
     try:
         return text.decode().splitlines()
     except UnicodeDecodeError as error:
-        raise DataError(f"{where}.txt is not UTF-8 at byte {error.start}: save it again") from None
+        raise EntryError(f"{where}.txt", f"is not UTF-8 at byte {error.start}") from None
 
 
 def _content(tar: tarfile.TarFile, member: tarfile.TarInfo | None) -> bytes:
@@ -162,9 +196,9 @@ def _about(where: str, content: bytes) -> dict[str, Any]:
     try:
         about = json.loads(content or b"{}")
     except ValueError as error:
-        raise DataError(f"{where}.json is no JSON ({error}): write the shard again") from None
+        raise EntryError(f"{where}.json", "is no JSON", str(error)) from None
     if not isinstance(about, dict):
-        raise DataError(f"{where}.json expects an object: write the shard again")
+        raise EntryError(f"{where}.json", "expected an object")
     return about
 
 

@@ -1,11 +1,13 @@
 """Text files of captions and image names -> values, with the line number in every refusal."""
 
+import codecs
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+from trainer.data.records import composed
 from trainer.errors import DataError
 
 _Raw = TypeVar("_Raw")
@@ -50,44 +52,61 @@ def read_list(path: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
-def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
+def numbered_lines(path: Path, encoding: str = "utf-8") -> Iterator[tuple[int, str]]:
     """Give the lines that are not blank with their numbers, from 1.
 
     Raises:
         DataError: the file is missing, not UTF-8, or holds nothing but blank lines.
     """
-    lines = list(enumerate(read_text(path).split("\n"), start=1))
+    lines = list(enumerate(read_text(path, encoding).split("\n"), start=1))
     filled = [(number, line) for number, line in lines if line.strip()]
     if not filled:
         raise DataError(f"{path} expects at least one line and is empty: restore the file")
     yield from filled
 
 
-def read_text(path: Path) -> str:
-    """Read a UTF-8 file, with or without a byte order mark.
+def read_text(path: Path, encoding: str = "utf-8") -> str:
+    """Read a text file, with or without a byte order mark.
+
+    Args:
+        path: the file.
+        encoding: a name that Python knows; a byte order mark of UTF-16 goes before it.
 
     Raises:
-        DataError: the file is missing, no file, or not UTF-8.
+        DataError: the file is missing, no file, or not of this encoding.
     """
     try:
-        return path.read_text(encoding="utf-8-sig")
+        with path.open("rb") as file:
+            content = file.read()
     except OSError as error:
         reason = "is missing" if isinstance(error, FileNotFoundError) else "cannot be read"
         raise DataError(f"{path} {reason}: expected a text file, restore it") from None
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        encoding = "utf-16"
+    try:
+        text = content.decode("utf-8-sig" if _is_utf8(encoding) else encoding)
+    except LookupError:
+        raise DataError(f"{encoding!r} is no encoding: name one as utf-8 or cp1252") from None
     except UnicodeDecodeError as error:
         raise DataError(
-            f"{path} is not UTF-8 at byte {error.start}: save it again as UTF-8 text"
-        ) from error
+            f"{path} is not {error.encoding.upper()} at byte {error.start}: save it again as "
+            "UTF-8 text, or import it with its own encoding, for instance --encoding cp1252"
+        ) from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def read_json(path: Path) -> Any:
+def _is_utf8(encoding: str) -> bool:
+    return codecs.lookup(encoding).name == "utf-8"
+
+
+def read_json(path: Path, encoding: str = "utf-8") -> Any:
     """Read a JSON file.
 
     Raises:
         DataError: the file is missing or no JSON; the message has line and column.
     """
     try:
-        return json.loads(read_text(path))
+        return json.loads(read_text(path, encoding))
     except json.JSONDecodeError as error:
         raise DataError(
             f"{path} line {error.lineno} column {error.colno} is no JSON ({error.msg}): repair it"
@@ -123,7 +142,7 @@ def caption_line(path: Path, line_number: int, line: str) -> tuple[str, int, str
             f"{path} line {line_number}: expected image.jpg#n<TAB>caption with one tab, got "
             f"{line[:80]!r}: repair the line, two may be glued together"
         )
-    return match[1], int(match[2]), match[3].strip()
+    return composed(match[1]), int(match[2]), composed(match[3].strip())
 
 
 def list_line(path: Path, line_number: int, line: str) -> str:
@@ -138,4 +157,4 @@ def list_line(path: Path, line_number: int, line: str) -> str:
             f"{path} line {line_number}: expected one image file name, got {name[:80]!r}: "
             "write one name per line"
         )
-    return name
+    return composed(name)

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from app.captioner.captions import Caption
-from app.captioner.vocabulary import tokenise
+from app.captioner.tokenisers import Tokeniser, tokeniser
+from app.captioner.vocabulary import TOKENISER
 
 BINS = 10
 
@@ -49,16 +50,23 @@ class Calibration:
 
 
 def calibrate(
-    captions: Mapping[str, Caption], references: Mapping[str, Sequence[str]]
+    captions: Mapping[str, Caption],
+    references: Mapping[str, Sequence[str]],
+    *,
+    tokeniser_name: str = TOKENISER,
 ) -> Calibration:
     """Compare each word's probability with whether a reference of the image holds the word.
 
     Args:
         captions: image -> what was said.
         references: image -> what people wrote, for at least these images.
+        tokeniser_name: of the tokeniser that the captions' words come from.
     """
+    of = tokeniser(tokeniser_name)
     pairs = [
-        pair for image, caption in captions.items() for pair in _pairs(caption, references[image])
+        pair
+        for image, caption in captions.items()
+        for pair in _pairs(caption, references[image], of)
     ]
     bins: list[list[tuple[float, bool]]] = [[] for _ in range(BINS)]
     for confidence, correct in pairs:
@@ -68,8 +76,8 @@ def calibrate(
     return Calibration(filled, sum(gaps) / max(1, len(pairs)))
 
 
-def _pairs(caption: Caption, references: Iterable[str]) -> list[tuple[float, bool]]:
-    known = {word for text in references for word in tokenise(text)}
+def _pairs(caption: Caption, references: Iterable[str], of: Tokeniser) -> list[tuple[float, bool]]:
+    known = {word for text in references for word in of.tokenise(text)}
     return [(float(np.exp(word.log_prob)), word.text in known) for word in caption.words]
 
 

@@ -11,6 +11,7 @@ from app.captioner.captions import Caption
 from app.captioner.errors import ImageError
 from app.captioner.image.decode import Pixels
 from app.captioner.pipeline import Captioner
+from app.captioner.vocabulary import TOKENISER
 from trainer.data.flickr8k import TOKEN_FILE, Example, Split, list_path, split_names
 from trainer.data.pixels import MAX_PIXELS
 from trainer.data.text_files import read_captions, read_list
@@ -38,7 +39,8 @@ def evaluate(
         DataError: an image cannot be read; the message names it.
     """
     candidates = caption_texts(caption_split(captioner, split))
-    return score_split(candidates, split, training=training), candidates
+    name = captioner.vocabulary.tokeniser
+    return score_split(candidates, split, training=training, tokeniser_name=name), candidates
 
 
 def caption_split(captioner: Captioner, split: Split) -> dict[str, Caption]:
@@ -56,10 +58,15 @@ def caption_texts(captions: Mapping[str, Caption]) -> dict[str, str]:
 
 
 def score_split(
-    candidates: Mapping[str, str], split: Split, *, training: Sequence[str] | None
+    candidates: Mapping[str, str],
+    split: Split,
+    *,
+    training: Sequence[str] | None,
+    tokeniser_name: str = TOKENISER,
 ) -> Scores:
     """Score captions of all images of a split."""
-    return score(candidates, references_of(split), training=training)
+    references = references_of(split)
+    return score(candidates, references, training=training, tokeniser_name=tokeniser_name)
 
 
 def references_of(split: Split) -> dict[str, tuple[str, ...]]:

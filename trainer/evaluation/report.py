@@ -80,7 +80,9 @@ def page(evaluation: Evaluation) -> str:
         _score_part(evaluation),
         _curve_part(manifest.history),
         _confidence_part(evaluation, references),
-        _calibration_part(calibrate(evaluation.captions, references)),
+        _calibration_part(
+            calibrate(evaluation.captions, references, tokeniser_name=evaluation.scores.tokeniser)
+        ),
         *_caption_parts(evaluation),
     ]
     return (
@@ -152,7 +154,7 @@ def _calibration_part(calibration: Calibration) -> str:
 def _caption_parts(evaluation: Evaluation) -> list[str]:
     candidates = {image: caption.text for image, caption in evaluation.captions.items()}
     references = {item.image: item.captions for item in evaluation.split.examples}
-    ciders = image_ciders(candidates, references)
+    ciders = image_ciders(candidates, references, tokeniser_name=evaluation.scores.tokeniser)
     ordered = sorted(evaluation.split.examples, key=lambda item: (-ciders[item.image], item.image))
     return [
         f"<h2>{title} captions by CIDEr</h2>"

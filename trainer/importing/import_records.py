@@ -1,52 +1,90 @@
-"""Records of a caption file and a folder of images -> a directory in the official layout."""
+"""What was read of caption files and a folder of images -> a directory in the official layout."""
 
+import csv
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.data.records import CaptionRecord
-from trainer.errors import DataError
-from trainer.importing.items import gather, renamed_splits, unused_files
+from trainer.data.pixels import PixelHashes
+from trainer.errors import DataError, EntryError
+from trainer.importing.faults import Parsed, refuse
+from trainer.importing.image_folder import ImageFolder
+from trainer.importing.images import usable_images
+from trainer.importing.items import gather, unused_files
 from trainer.importing.layout_writer import write_layout
-from trainer.importing.splitting import DEV_SHARE, split_items
+from trainer.importing.splitting import Chance, split_items
+from trainer.importing.staging import Staging
+
+SKIPPED_FILE = "skipped.csv"
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What was done.
+
+    Attributes:
+        report: a line each, for a person to read.
+        hashes: of what the images show, by their new names.
+    """
+
+    report: list[str]
+    hashes: PixelHashes
 
 
 def import_records(
-    records: Sequence[CaptionRecord],
-    images: Path,
+    parsed: Parsed,
+    images: ImageFolder,
     out: Path,
+    staging: Staging,
     *,
-    dev_share: float | None = None,
-    seed: int | None = None,
-) -> list[str]:
+    chance: Chance | None = None,
+    skip_bad: bool = False,
+) -> Imported:
     """Write a directory in the official layout.
 
     Args:
-        records: of one caption file.
-        images: the folder their names are relative to.
+        parsed: of one or more caption files.
+        images: the folder that holds the images.
         out: new directory.
-        dev_share: part of the images that becomes ``dev``, 0 to 1, where the records have no
-            splits; `DEV_SHARE` without it.
-        seed: of that choice; 1 without it.
-
-    Returns:
-        What was done, a line each, for a person to read.
+        staging: takes images that have to be converted.
+        chance: how images are split where the records have no splits, or no dev.
+        skip_bad: leave out entries that cannot be used and list them in `SKIPPED_FILE`.
 
     Raises:
-        DataError: records and images contradict each other, or records with splits come with a
-            share or a seed.
+        DataError: entries cannot be used, records and images contradict each other, or a chance
+            is given where the records have all splits.
     """
-    items = gather(records, images)
-    by_chance = items[0].split is None
-    if not by_chance and (dev_share, seed) != (None, None):
-        raise DataError(
-            f"{records[0].where}: the file has its own splits: leave out --dev-share and --seed"
-        )
-    share = DEV_SHARE if dev_share is None else dev_share
-    splits = split_items(items, dev_share=share, seed=1 if seed is None else seed)
-    write_layout(splits, out)
-    how = f"split by chance, dev share {share:g}" if by_chance else "split as in the source"
+    if not parsed.records:
+        refuse(parsed.faults, 0)
+    gathered = gather(parsed.records, images)
+    faults = [*parsed.faults, *gathered.faults]
+    if not skip_bad:
+        refuse(faults, len(parsed.records) - len(gathered.faults))
+    usable = usable_images(gathered.items, staging)
+    if not skip_bad or not usable.items:
+        refuse(usable.faults, len(usable.items))
+    faults += usable.faults
+    names = {item.split for item in usable.items}
+    if chance and {"train", "dev"} <= names:
+        raise DataError("the source has its own splits: leave out --dev-share and --seed")
+    splits = split_items(usable.items, usable.hashes, chance or Chance())
+    write_layout(splits.items, out)
     counts = (
         f"{name}: {len(of)} images, {sum(len(item.captions) for item in of)} captions"
-        for name, of in splits.items()
+        for name, of in splits.items.items()
     )
-    return [*unused_files(records, images), *renamed_splits(records), how, *counts]
+    skipped = _write_skipped(out / SKIPPED_FILE, faults)
+    unused = unused_files(gathered.items, images)
+    notes = [*gathered.notes, *usable.notes, *unused, *skipped]
+    return Imported([*notes, splits.how, *counts], usable.hashes)
+
+
+def _write_skipped(path: Path, faults: Sequence[EntryError]) -> list[str]:
+    """List what was left out."""
+    if not faults:
+        return []
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["place", "fault", "got"])
+        writer.writerows([fault.where, fault.what, fault.got] for fault in faults)
+    return [f"{len(faults)} entries that cannot be used stay out, {path} lists them"]

@@ -1,18 +1,18 @@
-"""Records of a caption file and a folder of images -> one item for each image."""
+"""Records of caption files and a folder of images -> one item for each image."""
 
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
-from trainer.data.records import CaptionRecord
-from trainer.importing.formats import refuse
+from trainer.data.records import CaptionRecord, composed, split_name
+from trainer.errors import DataError, EntryError
+from trainer.importing.faults import parse_each
+from trainer.importing.image_folder import AS_WRITTEN, ImageFolder
 
-SPLIT_NAMES = {"val": "dev", "valid": "dev", "validation": "dev", "restval": "train"}
-"""What splits are called elsewhere -> here."""
-
-_SPLIT = re.compile(r"[A-Za-z0-9_-]+")
-_NO_NAME = re.compile(r"[\t\n\r#\\]")
+_SPLIT = re.compile(r"[a-z0-9_-]+")
+_NO_NAME = re.compile(r"[\x00-\x1f#\\/:]")
+_NOT_FOUND = "no such image in the folder"
 
 
 @dataclass(frozen=True)
@@ -24,90 +24,166 @@ class Item:
         path: the file it comes from.
         captions: all that the source says of it, in the source's order.
         split: of the source, by our name; None where the source has no splits.
+        where: the first place that speaks of it.
     """
 
     name: str
     path: Path
     captions: tuple[str, ...]
     split: str | None
+    where: str
 
 
-def gather(records: Iterable[CaptionRecord], folder: Path) -> list[Item]:
+@dataclass
+class Gathered:
+    """The items, what was wrong with the others, and what a person should know."""
+
+    items: list[Item]
+    faults: list[EntryError]
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Located:
+    record: CaptionRecord
+    path: Path
+    how: str
+
+
+def gather(records: Sequence[CaptionRecord], images: ImageFolder) -> Gathered:
     """Bring the records of each image together and find its file; sorted by name.
 
     Raises:
-        DataError: names that lead out of the folder or to no file, two images that would have one
-            name, or splits that contradict each other; all of them are named.
+        DataError: no name at all is one of the folder's.
     """
-    by_image: dict[str, list[CaptionRecord]] = {}
-    for record in records:
-        by_image.setdefault(record.image, []).append(record)
-    faults = [fault for of in by_image.values() for fault in _record_faults(of, folder)]
-    faults += _clashes(by_image)
-    faults += _half_split([of[0] for of in by_image.values()])
-    refuse(faults)
-    items = (_item(of, folder) for of in by_image.values())
-    return sorted(items, key=lambda item: item.name)
+    names = dict.fromkeys((record.image, record.file) for record in records)
+    found = {name: _locate(name[0], name[1], images) for name in names}
+    located, faults = parse_each(records, lambda each: _located(each, found))
+    if not located:
+        raise _nothing_found(records, images)
+    by_path: dict[Path, list[_Located]] = {}
+    for each in located:
+        by_path.setdefault(each.path, []).append(each)
+    some_split = any(each.record.split for each in located)
+    items, more = parse_each(by_path.values(), lambda of: _item(of, images, some_split=some_split))
+    unpacked = {each.path for each in located if each.record.file}
+    items, clashes = _without_clashes(items, unpacked)
+    notes = [*_told_ways(located), *renamed_splits(each.record for each in located)]
+    return Gathered(sorted(items, key=lambda item: item.name), [*faults, *more, *clashes], notes)
 
 
 def renamed_splits(records: Iterable[CaptionRecord]) -> list[str]:
     """Say which splits of the source get another name here."""
-    found = sorted(
-        {record.split for record in records if record.split in SPLIT_NAMES} - {None}, key=str
-    )
-    return [f"split {name} of the source becomes {SPLIT_NAMES[str(name)]}" for name in found]
+    found = sorted({record.split for record in records if record.split})
+    return [
+        f"split {name} of the source becomes {split_name(name)}"
+        for name in found
+        if split_name(name) != name
+    ]
 
 
-def unused_files(records: Iterable[CaptionRecord], folder: Path) -> list[str]:
-    """Say how many files of the folder no record speaks of; they stay out."""
-    used = {folder / record.image for record in records}
-    unused = sorted(path for path in folder.rglob("*") if path.is_file() and path not in used)
+def unused_files(items: Iterable[Item], images: ImageFolder) -> list[str]:
+    """Say how many images of the folder no record speaks of; they stay out."""
+    used = {item.path for item in items}
+    unused = [name for name in images.pictures() if images.exact[name] not in used]
     return [f"{len(unused)} files without a caption stay out, first {unused[0]}"] if unused else []
 
 
-def _record_faults(records: list[CaptionRecord], folder: Path) -> list[str]:
-    first, faults = records[0], []
-    path = PurePosixPath(first.image)
-    if path.is_absolute() or ".." in path.parts or _NO_NAME.search(first.image):
-        return [f"{first.where}: {first.image!r} is no name inside {folder}: rename it"]
-    if not (folder / path).is_file():
-        faults.append(f"{first.where}: {folder / path} is no file: restore it or remove the entry")
-    other = next((record for record in records if record.split != first.split), None)
-    if other:
-        faults.append(
-            f"{other.where}: {first.image} is in split {other.split or 'none'}, but in "
-            f"{first.split or 'none'} at {first.where}: choose one"
+def _locate(name: str, file: Path | None, images: ImageFolder) -> list[tuple[Path, str]]:
+    return [(file, AS_WRITTEN)] if file else images.find(name)
+
+
+def _located(
+    record: CaptionRecord,
+    found: dict[tuple[str, Path | None], list[tuple[Path, str]]],
+) -> _Located:
+    candidates = found[record.image, record.file]
+    if len(candidates) == 1:
+        return _Located(record, *candidates[0])
+    if candidates:
+        several = " or ".join(str(path) for path, _ in candidates[:2])
+        raise EntryError(record.where, "a name may mean several images", several)
+    raise EntryError(record.where, _NOT_FOUND, repr(record.image))
+
+
+def _nothing_found(records: Sequence[CaptionRecord], images: ImageFolder) -> DataError:
+    first, there = records[0], images.pictures()
+    if first.image.startswith(("http:", "https:")):
+        return DataError(
+            f"{first.where} names an image by its address, {first.image[:80]!r}, and nothing is "
+            "downloaded here: download them first, for instance with img2dataset"
         )
-    if first.split is not None and not _SPLIT.fullmatch(first.split):
-        faults.append(f"{first.where}: {first.split!r} is no name of a split: use letters, digits")
-    return faults
+    holds = f"holds {len(there)} images, first {there[0]!r}" if there else "holds no images"
+    return DataError(
+        f"none of {len({each.image for each in records})} images is in {images.path}, first "
+        f"{first.image!r} of {first.where}; the folder {holds}: name the folder of the images with "
+        "--images, or the column of their names with --image-key"
+    )
 
 
-def _clashes(by_image: Mapping[str, list[CaptionRecord]]) -> list[str]:
-    taken: dict[str, str] = {}
+def _item(located: list[_Located], images: ImageFolder, *, some_split: bool) -> Item:
+    first = located[0].record
+    other = next((each.record for each in located if each.record.split != first.split), None)
+    if other and split_name(other.split or "") != split_name(first.split or ""):
+        raise EntryError(
+            other.where,
+            "an image is in two splits",
+            f"{first.image} in {other.split or 'none'} and in {first.split or 'none'}",
+        )
+    if some_split and not first.split:
+        raise EntryError(first.where, "an image has no split while others have one", first.image)
+    split = split_name(first.split) if first.split else None
+    if split is not None and not _SPLIT.fullmatch(split):
+        raise EntryError(
+            first.where, "expected the name of a split, letters and digits", repr(first.split)
+        )
+    captions = tuple(text for each in located for text in each.record.captions)
+    return Item(_flat(located[0], images), located[0].path, captions, split, first.where)
+
+
+def _without_clashes(
+    items: Iterable[Item], unpacked: set[Path]
+) -> tuple[list[Item], list[EntryError]]:
+    """Let each name stand for one image; those that a source held itself get another where needed.
+
+    Nobody can rename what lies in a Parquet file, and there each split may begin with ``0.jpg``.
+    """
+    taken: dict[str, Item] = {}
     faults = []
-    for image, records in by_image.items():
-        other = taken.setdefault(_flat(image), image)
-        if other != image:
+    for each in items:
+        item = each
+        if item.name in taken and item.path in unpacked:
+            item = replace(item, name=f"{item.path.stem}_{item.name}")
+        other = taken.setdefault(item.name, item)
+        if other is not item:
             faults.append(
-                f"{records[0].where}: {image} and {other} get one name: rename one of them"
+                EntryError(
+                    item.where,
+                    "two images get one name, rename one of them",
+                    f"{item.path.name} and {other.path.name}, both {item.name}",
+                )
             )
-    return faults
+    return list(taken.values()), faults
 
 
-def _half_split(records: list[CaptionRecord]) -> list[str]:
-    bare = [record for record in records if record.split is None]
-    if not bare or len(bare) == len(records):
-        return []
-    return [f"{bare[0].where}: {len(bare)} images have no split while others have one: fill it in"]
+def _flat(located: _Located, images: ImageFolder) -> str:
+    """Join the folders of a name by ``_``; what a list of names cannot hold becomes ``_`` too."""
+    record, path = located.record, located.path
+    if record.file is not None:
+        parts = PurePosixPath(record.image.replace("\\", "/")).parts
+    else:
+        parts = path.relative_to(images.path or "").parts
+    return composed("_".join(_NO_NAME.sub("_", part) for part in parts if part not in {"/", ".."}))
 
 
-def _flat(image: str) -> str:
-    return "_".join(PurePosixPath(image).parts)
-
-
-def _item(records: list[CaptionRecord], folder: Path) -> Item:
-    image, split = records[0].image, records[0].split
-    captions = tuple(text for record in records for text in record.captions)
-    ours = None if split is None else SPLIT_NAMES.get(split, split)
-    return Item(_flat(image), folder / image, captions, ours)
+def _told_ways(located: Iterable[_Located]) -> list[str]:
+    """Say which names were taken for a file whose name is another."""
+    ways: dict[str, dict[str, Path]] = {}
+    for each in located:
+        if each.how != AS_WRITTEN:
+            ways.setdefault(each.how, {})[each.record.image] = each.path
+    return [
+        f"{len(names)} images were found {how}, first {next(iter(names))!r}: "
+        f"{next(iter(names.values())).name}"
+        for how, names in ways.items()
+    ]

@@ -1,15 +1,16 @@
 """Captions against references: BLEU-1..4, ROUGE-L and CIDEr-D, with their uncertainty.
 
-Candidates and references go through the project's one tokeniser, whose name stands beside every
-figure, because the same captions score several points apart under another (docs/scoring.md).
+Candidates and references go through one tokeniser, whose name stands beside every figure, because
+the same captions score several points apart under another (docs/scoring.md).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
 
-from app.captioner.vocabulary import TOKENISER, tokenise
+from app.captioner.tokenisers import tokeniser
+from app.captioner.vocabulary import TOKENISER
 from trainer.errors import ScoringError
 from trainer.scoring.caption_statistics import CaptionStatistics, caption_statistics
 from trainer.scoring.metrics import METRICS, RESAMPLES, SEED, Estimate, ciders, estimates
@@ -66,6 +67,7 @@ def score(
     references: Mapping[str, Sequence[str]],
     *,
     training: Iterable[str] | None = None,
+    tokeniser_name: str = TOKENISER,
 ) -> Scores:
     """Score one caption per image against that image's references.
 
@@ -81,6 +83,7 @@ def score(
         candidates: image -> caption, as written. A caption without a word scores 0.
         references: image -> captions, as written, for exactly the same images.
         training: captions of the training set, to count the candidates copied from it.
+        tokeniser_name: of the tokeniser of both sides.
 
     Raises:
         ScoringError: nothing to score, different images on the two sides, an image whose
@@ -93,15 +96,16 @@ def score(
     _refuse_mismatch(candidates, references)
     refuse_special_tokens(candidates, references)
     images = sorted(candidates)
-    candidate_texts = {image: [_words(candidates[image])] for image in images}
-    reference_texts = {image: [_words(text) for text in references[image]] for image in images}
+    words = _words_of(tokeniser_name)
+    candidate_texts = {image: [words(candidates[image])] for image in images}
+    reference_texts = {image: [words(text) for text in references[image]] for image in images}
     _refuse_wordless(reference_texts)
     found = estimates(candidate_texts, reference_texts)
     captions = [candidate_texts[image][0] for image in images]
-    known = None if training is None else [_words(text) for text in training]
+    known = None if training is None else [words(text) for text in training]
     return Scores(
         images=len(images),
-        tokeniser=TOKENISER,
+        tokeniser=tokeniser_name,
         scorer=f"pycocoevalcap {version('pycocoevalcap')}",
         bleu_1=found["bleu_1"],
         bleu_2=found["bleu_2"],
@@ -114,7 +118,10 @@ def score(
 
 
 def image_ciders(
-    candidates: Mapping[str, str], references: Mapping[str, Sequence[str]]
+    candidates: Mapping[str, str],
+    references: Mapping[str, Sequence[str]],
+    *,
+    tokeniser_name: str = TOKENISER,
 ) -> dict[str, float]:
     """Give the CIDEr-D of each image's caption; the mean is what `score` gives.
 
@@ -122,16 +129,18 @@ def image_ciders(
         ScoringError: as `score`.
     """
     _refuse_mismatch(candidates, references)
-    candidate_texts = {image: [_words(text)] for image, text in candidates.items()}
+    words = _words_of(tokeniser_name)
+    candidate_texts = {image: [words(text)] for image, text in candidates.items()}
     reference_texts = {
-        image: [_words(text) for text in references[image]] for image in candidate_texts
+        image: [words(text) for text in references[image]] for image in candidate_texts
     }
     _refuse_wordless(reference_texts)
     return ciders(candidate_texts, reference_texts)
 
 
-def _words(text: str) -> str:
-    return " ".join(tokenise(text))
+def _words_of(tokeniser_name: str) -> Callable[[str], str]:
+    tokenise = tokeniser(tokeniser_name).tokenise
+    return lambda text: " ".join(tokenise(text))
 
 
 def _row(title: str, estimate: Estimate) -> str:

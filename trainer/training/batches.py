@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from app.captioner.vocabulary import BOS, EOS, PAD, UNK, Vocabulary, tokenise
+from app.captioner.vocabulary import BOS, EOS, PAD, UNK, Vocabulary
 from trainer.data.flickr8k import Split
 from trainer.training.recipe import VocabularyOptions
 
@@ -42,7 +42,9 @@ class Captions:
         weights: Sequence[float] | None = None,
     ) -> "Captions":
         """Tokenise and encode a split; every image counts once without weights."""
-        tokens = [[tokenise(text) for text in example.captions] for example in split.examples]
+        tokens = [
+            [vocabulary.tokenise(text) for text in example.captions] for example in split.examples
+        ]
         ids = tuple(
             tuple(_ids(words, vocabulary, options.max_words) for words in captions)
             for captions in tokens
@@ -58,7 +60,7 @@ class Captions:
         cls, sentences: Sequence[str], vocabulary: Vocabulary, options: VocabularyOptions, each: int
     ) -> "Captions":
         """Encode sentences that belong to no image, so many together where an image would be."""
-        ids = [_ids(tokenise(text), vocabulary, options.max_words) for text in sentences]
+        ids = [_ids(vocabulary.tokenise(text), vocabulary, options.max_words) for text in sentences]
         ids.sort(key=len)
         groups = tuple(tuple(ids[start : start + each]) for start in range(0, len(ids), each))
         return cls(groups, torch.zeros(len(groups), dtype=torch.bool), torch.ones(len(groups)))

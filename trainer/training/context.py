@@ -130,7 +130,11 @@ class TrainingContext:
             captions += [each[0].text for each in to_captions(beams, self.data.vocabulary)]
         remaining = iter(captions)
         sets = {
-            name: score(dict(zip(refs, remaining, strict=False)), refs)  # as many as there are
+            name: score(
+                dict(zip(refs, remaining, strict=False)),  # as many as there are
+                refs,
+                tokeniser_name=self.data.vocabulary.tokeniser,
+            )
             for name, refs in self._dev_references().items()
         }
         names = [example.image for example in self.data.dev.examples]

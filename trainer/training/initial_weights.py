@@ -5,7 +5,6 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision import models
 
@@ -17,6 +16,7 @@ from app.captioner.model.network import Encoder, Network, new_classifier
 from app.captioner.model.torch_checkpoint import TorchCheckpoint
 from app.captioner.vocabulary import Vocabulary
 from trainer.errors import TrainerError
+from trainer.training.weight_files import read_state_dict
 
 _EMBEDDING = "decoder.embedding.weight"
 NEW_LAYER_SCALE = 0.1
@@ -28,8 +28,9 @@ def initial_classifier(name: str, weights: Path | None, *, random: bool) -> nn.M
 
     Args:
         name: torchvision's name of it.
-        weights: safetensors file with its complete state dict, or a checkpoint directory whose
-            encoder is taken over; torchvision's own ImageNet weights are downloaded without it.
+        weights: file with its complete state dict, safetensors or torchvision's own ``.pth``, or
+            a checkpoint directory whose encoder is taken over; torchvision's own ImageNet weights
+            are downloaded without it.
         random: take random weights instead.
 
     Raises:
@@ -169,7 +170,7 @@ def _from_checkpoint(name: str, directory: Path) -> nn.Module:
 def _from_file(name: str, weights: Path) -> nn.Module:
     net = new_classifier(name)
     try:
-        net.load_state_dict(load_file(weights))
+        net.load_state_dict(read_state_dict(weights))
     except (OSError, SafetensorError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise TrainerError(

@@ -1,10 +1,13 @@
 """Recipes: TOML files that say everything about a training run. Unknown keys are refused."""
 
 import tomllib
+from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from app.captioner.architecture import Architecture
 from app.captioner.manifest import BoundedSearch, ImageGeometry, Name
@@ -17,16 +20,26 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+_RENAMED = {"at_least": "min_count", "whole_image": "global_feature"}
+"""Keys of recipes before 0.2.0."""
+
+
 class VocabularyOptions(_Part):
     """Which words the network knows.
 
     Attributes:
         min_count: a word is known when the training captions hold it so often.
         max_words: longer training captions are truncated there and never taught to end.
+        tokeniser: what takes captions apart; ``lower-alphanumeric`` is for English and compares
+            with papers, ``unicode-words-1`` is for all languages.
+        written: captions are ``words`` in small letters, or ``sentences`` with the capitals and
+            the mark at the end that most training captions have.
     """
 
-    min_count: int = Field(default=5, ge=1)
+    min_count: int = Field(default=5, ge=1, validation_alias=AliasChoices("min_count", "at_least"))
     max_words: int = Field(default=20, ge=1)
+    tokeniser: Literal["lower-alphanumeric", "unicode-words-1"] = "lower-alphanumeric"
+    written: Literal["words", "sentences"] = "words"
 
 
 Weight = Annotated[float, Field(gt=0, le=100)]
@@ -259,12 +272,52 @@ def _apply(fields: dict[str, Any], change: str) -> None:
     try:
         for name in parents:
             place = place[int(name)] if isinstance(place, list) else place.setdefault(name, {})
-        place[last] = tomllib.loads(f"value = {value}")["value"]
+        place[_RENAMED.get(last, last)] = _value(value)
     except (IndexError, AttributeError, TypeError):
         raise ValueError(f"{key!r} leads nowhere in this recipe") from None
 
 
+def _value(text: str) -> Any:
+    """Read a value in TOML; a shell takes the quotes of a text away, so what is none is text."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text.strip()
+
+
 def _explain(error: ValidationError) -> str:
-    return "; ".join(
-        f"{'.'.join(map(str, item['loc'])) or 'recipe'}: {item['msg']}" for item in error.errors()
-    )
+    items = error.errors()
+    own = [item for item in items if item["type"] != "too_short"]  # stages that were refused
+    return "; ".join(_explain_one(item) for item in own) or "stages: expected one or more"
+
+
+def _explain_one(item: ErrorDetails) -> str:
+    place = ".".join(map(str, item["loc"]))
+    if item["type"] != "extra_forbidden":
+        return f"{place or 'recipe'}: {item['msg']}"
+    *parents, key = map(str, item["loc"])
+    known = [*_part(parents).model_fields]
+    meant = nearest_key(key, known)
+    hint = f"did you mean {'.'.join([*parents, meant])}" if meant else f"known: {', '.join(known)}"
+    return f"{place} is no key of a recipe: {hint}"
+
+
+def _part(parents: Sequence[str]) -> type[BaseModel]:
+    """Give the part of a recipe that a key was looked for in."""
+    parts: dict[str, type[BaseModel]] = {
+        "network": Network,
+        "image": ImageGeometry,
+        "vocabulary": VocabularyOptions,
+        "stages": Stage,
+    }
+    return parts.get(parents[0], Recipe) if parents else Recipe
+
+
+def nearest_key(key: str, known: Sequence[str]) -> str | None:
+    """Give the key that is most likely meant: by its letters, its first letters, or its words."""
+    initials = {"".join(word[0] for word in name.split("_")): name for name in reversed(known)}
+    if key in initials:
+        return initials[key]
+    alike = get_close_matches(key, known, n=1)
+    words = [name for name in known if set(key.split("_")) & set(name.split("_"))]
+    return next(iter([*alike, *words]), None)

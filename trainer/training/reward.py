@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from app.captioner.vocabulary import EOS, Vocabulary, tokenise
+from app.captioner.vocabulary import EOS, Vocabulary
 from trainer.data.flickr8k import Split
 from trainer.errors import DataError
 
@@ -123,7 +123,7 @@ def reference_ids(split: Split, vocabulary: Vocabulary) -> list[list[list[int]]]
         return beyond.setdefault(word, len(vocabulary) + len(beyond)) if found is None else found
 
     return [
-        [[*map(index, tokenise(text)), EOS] for text in example.captions]
+        [[*map(index, vocabulary.tokenise(text)), EOS] for text in example.captions]
         for example in split.examples
     ]
 

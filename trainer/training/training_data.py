@@ -7,12 +7,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from app.captioner.vocabulary import Vocabulary, tokenise
+from app.captioner.vocabulary import Vocabulary
 from trainer.data.arrays import Images, open_images
 from trainer.data.flickr8k import Split, has_split, read_split
 from trainer.errors import DataError, TrainerError
 from trainer.training.batches import Captions
 from trainer.training.recipe import Recipe
+from trainer.training.words import learn_vocabulary, with_new_words
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,7 @@ def _lines(path: Path) -> list[str]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"sentences {path} cannot be read: {error}") from None
-    found = [line for line in lines if tokenise(line)]
+    found = [line for line in lines if any(map(str.isalnum, line))]
     if not found:
         raise DataError(f"sentences {path} holds none: expected one per line")
     return found
@@ -164,17 +165,15 @@ def _lines(path: Path) -> list[str]:
 def _vocabulary(
     recipe: Recipe, train: Split, directories: Sequence[Path], known: Vocabulary | None
 ) -> Vocabulary:
-    tokens = (tokenise(text) for example in train.examples for text in example.captions)
-    vocabulary = Vocabulary.build(tokens, at_least=recipe.vocabulary.min_count)
+    if known is not None:
+        return with_new_words(known, recipe.vocabulary, train)
+    vocabulary = learn_vocabulary(recipe.vocabulary, train)
     if not vocabulary.words:
         raise TrainerError(
             f"no word occurs {recipe.vocabulary.min_count} times in "
             f"{', '.join(map(str, directories))}: lower vocabulary.min_count or add captions"
         )
-    if known is None:
-        return vocabulary
-    there = set(known.words)
-    return Vocabulary((*known.words, *(word for word in vocabulary.words if word not in there)))
+    return vocabulary
 
 
 def _about(split: Split) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import unicodedata
 
 import pytest
 
@@ -87,3 +88,63 @@ def test_an_empty_captions_file_is_refused(files):
 def test_a_missing_captions_file_is_refused(files):
     with pytest.raises(DataError, match="missing"):
         read_candidates(files / "other.jsonl")
+
+
+COCO = {
+    "images": [{"id": 7, "file_name": "a.jpg"}, {"id": 8, "file_name": "b.jpg"}],
+    "annotations": [
+        {"image_id": 7, "caption": "A dog runs ."},
+        {"image_id": 7, "caption": "The dog is running ."},
+        {"image_id": 8, "caption": "A cat ."},
+    ],
+}
+CAPTIONS = {
+    "results.json": json.dumps(
+        [{"image_id": 7, "caption": "a dog runs"}, {"image_id": 8, "caption": "a cat"}]
+    ),
+    "by_name.json": json.dumps({"a.jpg": "a dog runs", "b.jpg": "a cat"}),
+    "lines.jsonl": line("a.jpg", "a dog runs") + line("b.jpg", "a cat"),
+    "stems.jsonl": line("a", "a dog runs") + line("b", "a cat"),
+}
+
+
+@pytest.mark.parametrize("captions", CAPTIONS)
+def test_cocos_results_and_references_are_scored(files, capsys, captions):
+    (files / "captions.jsonl").write_text(CAPTIONS[captions])
+    (files / "tokens.txt").write_text(json.dumps(COCO))
+    assert run(files) == 0
+    printed = capsys.readouterr().out
+    assert "BLEU-1   1.0000" in printed
+    assert "2 images" in printed
+
+
+def test_references_may_be_any_file_that_can_be_imported(files, capsys):
+    (files / "tokens.txt").write_text("image,caption\na.jpg,A dog runs\nb.jpg,A cat\n")
+    assert run(files) == 0
+    assert "BLEU-1   1.0000" in capsys.readouterr().out
+
+
+CHINESE = "a.jpg#0\t一只白色的狗在草地上奔跑\nb.jpg#0\t一只白色的猫\n"
+
+
+def test_captions_without_spaces_are_scored_by_their_characters_and_it_is_said(files, capsys):
+    (files / "captions.jsonl").write_text(
+        line("a.jpg", "一只黑色的狗在草地上奔跑") + line("b.jpg", "一只黑色的猫")
+    )
+    (files / "tokens.txt").write_text(CHINESE, encoding="utf-8")
+    assert run(files) == 0
+    printed = capsys.readouterr().out
+    assert "tokeniser unicode-words-1" in printed
+    assert 0.8 < float(printed.split("BLEU-1")[1].split()[0]) < 1
+
+
+def test_a_tokeniser_may_be_named(files, capsys):
+    assert run(files, "--tokeniser", "unicode-words-1") == 0
+    assert "tokeniser unicode-words-1" in capsys.readouterr().out
+
+
+def test_names_in_other_compositions_are_the_same_image(files, capsys):
+    (files / "captions.jsonl").write_text(line(unicodedata.normalize("NFD", "ä.jpg"), "a dog"))
+    (files / "tokens.txt").write_text("ä.jpg#0\tA dog .\n", encoding="utf-8")
+    assert run(files) == 0
+    assert "BLEU-1   1.0000" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""`prepare --from`: five kinds of caption files become the official layout, or are refused."""
+"""`prepare --from`: caption files become the official layout, or are refused with their places."""
 
 import io
 import json
@@ -186,38 +186,43 @@ def test_white_space_inside_a_caption_is_brought_to_single_spaces(place):
     assert "3.png#0\tA dog 3 .\n" in (place / "data" / "Flickr8k.token.txt").read_text()
 
 
+SPLIT = "image,caption,split\n"
+
+
 @pytest.mark.parametrize(
     ("file", "text", "says"),
     [
-        ("c.csv", "name,caption\n0.png,A dog\n", "line 1: expected"),
+        ("c.csv", "bild,satz,mehr\n0.png,A dog,A cat\n", "--image-key bild --caption-key satz"),
+        ("c.csv", "image,image,caption\n0.png,a,b\n", "line 1 names a column twice"),
         ("c.csv", "image,caption\n0.png,One, two\n", "line 2: expected 2 fields"),
         ("c.csv", "image,caption\n0.png,\n", "line 2: expected an image and a caption"),
-        ("c.csv", 'image,caption\n0.png,"a\n', "repair the quotes"),
+        ("c.csv", 'image,caption\n0.png,"a\n', 'write " inside as ""'),
         ("c.csv", "image,caption\n", "at least one caption"),
-        ("c.jsonl", '{"image": "0.png"}\n', "line 1: expected"),
+        ("c.jsonl", '{"image": "0.png"}\n', "which of them holds captions cannot be told"),
         ("c.jsonl", '{"image": "0.png", "caption": "a"}\n{"image"\n', "line 2: no JSON"),
-        ("c.json", '{"images": [], "info": 1}', "neither COCO"),
+        ("c.json", '{"images": [], "info": 1}', "holds no captions: write"),
         ("c.json", '{"images": [\n', "line 2 column"),
         ("c.json", '{"images": [{"id": 1}], "annotations": [{}]}', "images[0]: expected id"),
         (
             "c.json",
             two_images(ids=(1, 1), described=1),
-            "id 1 stands for two images",
+            "id 1: one id stands for two images",
         ),
         (
             "c.json",
             two_images(ids=(1, 2), described=7),
-            "annotations[0]: image_id 7",
+            "annotations[0]: its image_id is not that of one entry of images, got 7",
         ),
         ("c.json", '{"images": [{"filename": "0.png", "sentences": []}]}', "images[0]: expected"),
-        ("c.txt", "0.png A dog .\n", "line 1: expected image.jpg#n<TAB>caption"),
-        ("c.token", "0.png#0\ta\n0.png#0\tb\n", "line 2: 0.png#0 came before"),
-        ("c.xlsx", "", "say what it is with --format"),
-        ("c.csv", "image,caption\nnone.png,A dog\n", "line 2: "),
-        ("c.csv", "image,caption\n../c.csv,A dog\n", "line 2: '../c.csv' is no name inside"),
-        ("c.csv", "image,caption,split\n0.png,a,train\n1.png,a,\n", "line 3: 1 images have no"),
-        ("c.csv", "image,caption,split\n0.png,a,train\n0.png,b,dev\n", "line 3: 0.png is in"),
-        ("c.csv", "image,caption,split\n0.png,a,a/b\n", "line 2: 'a/b' is no name of a split"),
+        ("c.txt", "A dog runs.\nIt runs.\n", "no kind of caption file that is known"),
+        ("c.txt", "0.png#0\tA dog .0.png#1\tA cat\n", "line 1: two lines are glued together"),
+        ("c.token", "0.png#0\ta\n0.png#0\tb\n", "line 2: this image#n came before, got 0.png#0"),
+        ("c.xlsx", "", "is a spreadsheet: save it as CSV"),
+        ("c.csv", "image,caption\nnone.png,A dog\n", "first 'none.png' of"),
+        ("c.csv", "image,caption\n../c.csv,A dog\n", "none of 1 images is in"),
+        ("c.csv", SPLIT + "0.png,a,train\n1.png,a,\n", "line 3: an image has no split"),
+        ("c.csv", SPLIT + "0.png,a,train\n0.png,b,dev\n", "got 0.png in dev and in train"),
+        ("c.csv", SPLIT + "0.png,a,a/b\n", "line 2: expected the name of a split"),
         ("c.csv", "image,caption\n0.png,a\n", "at least 2 different images"),
     ],
 )
@@ -227,7 +232,7 @@ def test_what_is_malformed_is_refused_with_its_place(place, capsys, file, text, 
 
 def test_all_malformed_lines_are_named_and_not_only_the_first(place, capsys):
     text = csv_text() + "a,b,c\nb,c,d\n"
-    refused(place, capsys, "c.csv", text, "line 22:", "line 23:")
+    refused(place, capsys, "c.csv", text, "2 of 22 entries", "line 22:", "line 23", "--skip-bad")
 
 
 def test_all_broken_images_are_named(place, capsys):
@@ -241,7 +246,7 @@ def test_two_images_that_would_get_one_name_are_refused(place, capsys):
     (place / "photos" / "a" / "0.png").write_bytes(photo(50))
     (place / "photos" / "a_0.png").write_bytes(photo(51))
     text = csv_text() + "a/0.png,x\na_0.png,y\n"
-    refused(place, capsys, "c.csv", text, "a_0.png and a/0.png get one name")
+    refused(place, capsys, "c.csv", text, "line 23: two images get one name")
 
 
 def test_a_share_is_refused_where_the_source_has_splits(place, capsys):

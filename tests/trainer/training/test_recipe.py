@@ -47,6 +47,17 @@ def test_an_option_is_read_under_the_name_it_had_before_too(path, name):
     assert type(recipe).model_validate(recipe.model_dump(mode="json")) == recipe
 
 
+@pytest.mark.parametrize("value", ["resnet50", '"resnet50"', " resnet50 "])
+def test_a_text_needs_no_quotes_which_a_shell_takes_away(path, value):
+    assert read_recipe(path, changes=[f"network.encoder={value}"]).network.encoder == "resnet50"
+
+
+def test_the_old_name_of_min_count_is_read(path):
+    assert read_recipe(path, changes=["vocabulary.at_least=3"]).vocabulary.min_count == 3
+    path.write_text(path.read_text() + "[vocabulary]\nat_least = 4\n")
+    assert read_recipe(path).vocabulary.min_count == 4
+
+
 def test_a_kind_brings_its_own_defaults(path):
     change = 'stages=[{kind="self_critical", epochs=1, label_smoothing=0.2}]'
     stage = read_recipe(path, changes=[change]).stages[0]
@@ -57,8 +68,8 @@ def test_a_kind_brings_its_own_defaults(path):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ("colour=1", "colour: Extra inputs"),
-        ("stages.0.epoch=1", r"stages\.0\.epoch: Extra inputs"),
+        ("colour=1", "colour is no key of a recipe: known: name, seed"),
+        ("stages.0.epoch=1", r"did you mean stages\.0\.epochs$"),
         ("stages.0.epochs=0", r"stages\.0\.epochs: .*greater than or equal to 1"),
         ('network.encoder="alexnet"', "encoder 'alexnet' is none of vgg16"),
         ('stages.0.kind="fine_tune"', "fine_tune needs encoder_learning_rate"),
@@ -69,7 +80,12 @@ def test_a_kind_brings_its_own_defaults(path):
         ("stages.0.unfrozen_blocks=2", "cached trains no encoder"),
         ("stages.9.epochs=1", "leads nowhere"),
         ("seed", "expected key=value"),
-        ("seed=", "cannot be read"),
+        ("seed=", "seed: .*valid integer"),
+        ("stages.0.lr=1", r"did you mean stages\.0\.learning_rate$"),
+        ("stages.0.batch_size=1", r"did you mean stages\.0\.batch_images$"),
+        ("network.hidden_size=1", r"did you mean network\.hidden_width$"),
+        ("vocabulary.tokenizer=x", r"did you mean vocabulary\.tokeniser$"),
+        ("vocabulary.tokeniser=ptb", "lower-alphanumeric"),
     ],
 )
 def test_a_wrong_change_is_refused_by_name(path, change, reason):
