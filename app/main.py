@@ -25,6 +25,7 @@ from app.serving.service import CaptionService
 from app.settings import Settings
 from app.web import problems, routes
 from app.web.admission import Admission
+from app.web.page import assets
 from app.web.problems import Problems
 from app.web.routes import AppState
 
@@ -56,9 +57,11 @@ def create_app(settings: Settings, *, captioner: "Captioner | None" = None) -> F
         summary="Post a photo, get a sentence.",
         version=version("caption-service"),
         lifespan=_lifespan,
+        docs_url=None,  # FastAPI's own page loads from a foreign network
         redoc_url=None,
         redirect_slashes=False,
-        routes=routes.router.routes,  # an included router would look each path up twice
+        # an included router would look each path up twice
+        routes=[*routes.router.routes, *assets.routes(page=settings.page)],
         # what a request leaves behind, ``request_log`` makes
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
@@ -135,7 +138,7 @@ def _guard(app: FastAPI, app_state: AppState) -> None:
         RequestLog,
         metrics=app_state.metrics,
         tracing=app.state.tracing,
-        routes=frozenset(app.openapi()["paths"]),
+        routes={**{path: path for path in app.openapi()["paths"]}, **assets.LABELS},
     )
 
 

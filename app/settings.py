@@ -45,6 +45,8 @@ class Settings(BaseSettings):
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
+    page: bool = True
+
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()
 
     max_upload_bytes: Count = 20 * 2**20

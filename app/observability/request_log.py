@@ -22,19 +22,27 @@ if TYPE_CHECKING:
 
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}(-.*)?")
-_QUIET_ROUTES = frozenset({"/livez", "/startupz", "/readyz", "/healthz", "/metrics"})
+_QUIET_ROUTES = frozenset(
+    {"/livez", "/startupz", "/readyz", "/healthz", "/metrics", "/page/*", "/docs/*"}
+)
 _UNMATCHED = "unmatched"
 
 
 class RequestLog:
     """Outermost ASGI layer: request id, one log line, request metrics, span, ``Server-Timing``.
 
-    The layers below leave their outcome in ``scope["state"]["outcome"]``. Probes and scrapes leave
-    no span, and their lines whisper.
+    The layers below leave their outcome in ``scope["state"]["outcome"]``. Probes, scrapes and the
+    files of the page leave no span, and their lines whisper.
+
+    Args:
+        app: What answers.
+        metrics: Told about every request.
+        tracing: Where spans go.
+        routes: The known paths, and what each is called in metrics and logs.
     """
 
     def __init__(
-        self, app: ASGIApp, *, metrics: Metrics, tracing: Tracing, routes: frozenset[str]
+        self, app: ASGIApp, *, metrics: Metrics, tracing: Tracing, routes: Mapping[str, str]
     ) -> None:
         self.app = app
         self._metrics = metrics
@@ -46,7 +54,7 @@ class RequestLog:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        route = scope["path"] if scope["path"] in self._routes else _UNMATCHED
+        route = self._routes.get(scope["path"], _UNMATCHED)
         request = _Request(scope, send)
         span = self._begin_span(scope, route)
         ids = span.ids if span else _trace_context(Headers(scope=scope))
