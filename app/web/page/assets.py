@@ -6,7 +6,7 @@ Each file is named here: no path that a caller writes is ever looked up on the d
 import gzip
 import hashlib
 from collections.abc import Mapping
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Final
 
@@ -25,13 +25,18 @@ _PAGE: Final = {
     **{f"/page/{name}.js": f"static/{name}.js" for name in _SCRIPTS},
     **{f"/page/{name}": f"static/{name}" for name in ("style.css", "icon.svg", "dog.jpg")},
 }
+_DOCS_FILES: Final = {
+    "docs.js": "docs/docs.js",
+    "docs.css": "docs/docs.css",
+    "icon.svg": "static/icon.svg",
+    "swagger-ui.css": "docs/swagger-ui.css.gz",
+    "swagger-ui-bundle.js": "docs/swagger-ui-bundle.js.gz",
+}
+# Addresses are relative, so that any prefix of a proxy is kept: /docs/ has its files one deeper.
 _DOCS: Final = {
     "/docs": "docs/index.html",
-    "/docs/docs.js": "docs/docs.js",
-    "/docs/docs.css": "docs/docs.css",
-    "/docs/icon.svg": "static/icon.svg",
-    "/docs/swagger-ui.css": "docs/swagger-ui.css.gz",
-    "/docs/swagger-ui-bundle.js": "docs/swagger-ui-bundle.js.gz",
+    **{f"/docs/{name}": file for name, file in _DOCS_FILES.items()},
+    **{f"/docs/docs/{name}": file for name, file in _DOCS_FILES.items()},
 }
 PATHS: Final = frozenset({*_PAGE, *_DOCS})
 """Every path of this room. They need no key: they hold nothing of anybody's."""
@@ -76,9 +81,15 @@ def routes(*, page: bool) -> list[Route]:
         policies |= dict.fromkeys(_PAGE, _PAGE_POLICY)
     files = {**_DOCS, **_PAGE}
     return [
-        Route(path, _Asset(_HERE / files[path], policy).answer, include_in_schema=False)
+        Route(path, _asset(files[path], policy).answer, include_in_schema=False)
         for path, policy in policies.items()
     ]
+
+
+@cache
+def _asset(file: str, policy: str) -> "_Asset":
+    """Give what several paths share, and several applications."""
+    return _Asset(_HERE / file, policy)
 
 
 class _Asset:
@@ -111,9 +122,7 @@ class _Asset:
         headers["etag"] = content.etag
         if content.etag in request.headers.get("if-none-match", ""):
             return Response(status_code=304, headers=headers)
-        if request.method == "HEAD":
-            return Response(headers={**headers, "content-length": str(len(content.data))})
-        return Response(content.data, headers=headers)
+        return Response(content.data, headers=headers)  # of which HEAD gets the headers alone
 
 
 class _Content:

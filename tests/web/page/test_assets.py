@@ -31,9 +31,11 @@ def test_every_file_is_served_and_every_served_file_is_there():
 def test_the_package_has_every_file():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     tools = project["tool"]["setuptools"]
-    packed = {path for glob in tools["package-data"]["app.web.page"] for path in ROOM.glob(glob)}
-    assert "app.web.page" in tools["packages"]
-    assert {path for path in ROOM.glob("*/*") if path.suffix != ".pyc"} <= packed
+    folders = {path.parent.name for path in ROOM.glob("*/*") if path.suffix != ".pyc"}
+    assert folders == {"docs", "static"}
+    for folder in folders:
+        assert f"app.web.page.{folder}" in tools["packages"]
+        assert tools["package-data"][f"app.web.page.{folder}"] == ["*"]
 
 
 def test_nothing_that_is_ours_names_a_foreign_address():
@@ -124,6 +126,17 @@ async def test_without_the_page_the_documentation_stays():
             problem(await client.get(path), 404, "not_found")
         assert (await client.get("/docs")).status_code == 200
         assert (await client.get(PACKED)).status_code == 200
+
+
+async def test_the_documentation_finds_its_files_with_and_without_a_slash_at_its_end():
+    async with serving() as client:
+        text = (await client.get("/docs")).text
+        linked = re.findall(r'(?:src|href)="(docs/[^"]+)"', text)
+        assert len(linked) == 5
+        for link in linked:
+            near = await client.get(f"/{link}")
+            deep = await client.get(f"/docs/{link}")
+            assert (near.status_code, deep.content) == (200, near.content)
 
 
 async def test_no_path_leads_to_other_files():

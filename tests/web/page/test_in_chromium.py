@@ -4,6 +4,7 @@ import json
 import math
 import re
 import subprocess
+import time
 from urllib.parse import unquote
 
 import httpx
@@ -437,6 +438,27 @@ def test_a_key_is_asked_for_where_keys_are_set(one_browser, tmp_path):
     assert browser.complaints() == []
 
 
+def test_photos_wait_where_a_key_is_no_longer_taken(browser):
+    refuse = """
+      const real = fetch;
+      window.asked = 0;
+      const problem = { status: 401, code: "unauthorized", detail: "Send a key." };
+      window.fetch = (...given) => String(given[0]).includes("captions") && !window.taken
+        ? (window.asked++, Promise.resolve(new Response(JSON.stringify(problem), { status: 401 })))
+        : real(...given);
+    """
+    browser.execute_script(refuse)
+    choose(browser, DOG, DOG)
+    browser.wait_for("#key")
+    time.sleep(0.5)
+    assert browser.execute_script("return window.asked") == 2  # once each
+    browser.execute_script("window.taken = true")
+    browser.one("#key-value").send_keys("new-key")
+    browser.one("#key button").click()
+    browser.wait_for(DONE, 2)
+    browser.execute_script("sessionStorage.clear()")
+
+
 # What goes wrong
 
 
@@ -555,6 +577,31 @@ def test_it_works_with_the_keyboard_alone(browser, answer):
     browser.keys(*ENTER, text="\r")
     browser.wait_for("[data-copy=text][data-copied=Copied]")
     assert clipboard(browser) == answer["caption"]
+
+
+def test_a_finger_taps_a_word_and_sees_where_the_network_looked(browser):
+    browser.look(width=390, height=844)
+    browser.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": True})
+    try:
+        browser.refresh()
+        browser.wait_for("#health[data-state=ready]")
+        assert not browser.one(".with-mouse").is_displayed()
+        caption_dog(browser)
+        assert browser.one("#look").text.startswith("Tap a word")
+        word = browser.all(WORDS)[2]
+        for shown in (1, 0):
+            box = browser.execute_script(
+                "arguments[0].scrollIntoView({ block: 'center' });"
+                "return arguments[0].getBoundingClientRect().toJSON()",
+                word,
+            )
+            place = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2}
+            for kind, points in (("touchStart", [place]), ("touchEnd", [])):
+                touch = {"type": kind, "touchPoints": points}
+                browser.execute_cdp_cmd("Input.dispatchTouchEvent", touch)
+            browser.wait_for("#heat.on", shown)
+    finally:
+        browser.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": False})
 
 
 def test_what_happens_is_said_to_who_listens(browser, answer):

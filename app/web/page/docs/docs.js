@@ -1,7 +1,9 @@
 /** Show the API's description with Swagger UI, which is served from here and asks nobody else. */
 
+const beside = location.pathname.endsWith("/") ? "../openapi.json" : "openapi.json";
+
 SwaggerUIBundle({
-  url: new URL("openapi.json", document.baseURI).href,
+  url: new URL(beside, document.baseURI).href,
   dom_id: "#api",
   deepLinking: true,
   validatorUrl: null,
