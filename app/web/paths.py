@@ -3,6 +3,7 @@
 A proxy may leave its prefix in the path or take it away, and a trailing slash means the same path.
 """
 
+from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 
