@@ -30,6 +30,7 @@ from app.web import problems, routes
 from app.web.admission import Admission
 from app.web.browsers import Browsers
 from app.web.fetching import Fetcher
+from app.web.page import assets
 from app.web.paths import Paths
 from app.web.problems import Problems
 from app.web.routes import AppState
@@ -63,6 +64,7 @@ def create_app(settings: Settings, *, captioner: "Captioner | None" = None) -> F
         summary="Post a photo, get a sentence.",
         version=version("caption-service"),
         lifespan=_lifespan,
+        docs_url=None,  # FastAPI's own page loads from a foreign network
         redoc_url=None,
         redirect_slashes=False,
         routes=_routes(settings),  # an included router would look each path up twice
@@ -78,7 +80,7 @@ def create_app(settings: Settings, *, captioner: "Captioner | None" = None) -> F
 
 def _routes(settings: Settings) -> list[BaseRoute]:
     foreign = (route for dialect in chosen(settings.dialects) for route in dialect.routes)
-    return [*routes.router.routes, *foreign]
+    return [*routes.router.routes, *foreign, *assets.routes(page=settings.page)]
 
 
 class _Application(FastAPI):
@@ -160,8 +162,11 @@ def _guard(app: FastAPI, app_state: AppState) -> None:
         RequestLog,
         metrics=app_state.metrics,
         tracing=app.state.tracing,
-        routes=frozenset(app.openapi()["paths"])
-        | {route.path for route in paths if not route.param_convertors},
+        routes={
+            **{path: path for path in app.openapi()["paths"]},
+            **{route.path: route.path for route in paths if not route.param_convertors},
+            **assets.LABELS,
+        },
         templates=[(route.path_regex, route.path) for route in paths if route.param_convertors],
         tells_client=bool(app_state.settings.trusted_proxies),
     )

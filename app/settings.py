@@ -53,6 +53,8 @@ class Settings(BaseSettings):
 
     min_confidence: Annotated[float, Field(ge=0, le=1)] | None = None
 
+    page: bool = True
+
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()
     cors_origins: Annotated[tuple[Origin, ...], NoDecode] = ()
     root_path: Annotated[str, Field(pattern=r"^(/[\w.~-]+)*$")] = ""

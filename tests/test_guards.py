@@ -38,13 +38,14 @@ def nothing_there(answer):
         problem(answer, 404, "not_found")
 
 
-@pytest.mark.parametrize("path", sorted(OPEN_PATHS))
+@pytest.mark.parametrize("path", sorted(OPEN_PATHS - {"/"}))  # that one has one spelling
 async def test_an_open_path_is_open_only_as_it_is_written(path):
     encoded = f"/%{ord(path[1]):x}{path[2:]}"
     async with serving(api_keys=KEYS) as client:
         plain = await client.get(f"{path}?a=%2f")
         assert (plain.status_code, plain.is_redirect) == (200, False)
-        for other in (encoded, f"{path}%00", f"/{path}", path.upper(), f"{path}//"):
+        doubled = f"http://test/{path}"  # "//livez" alone would be a host
+        for other in (encoded, f"{path}%00", doubled, path.upper(), f"{path}//"):
             nothing_there(await client.get(other, headers={"x-api-key": "old"}))
         nothing_there(await client.get(encoded))
 

@@ -131,7 +131,7 @@ class Captioner:
     def read(
         self, data: bytes, *, max_pixels: int, decode: decode_.Decode = decode_.decode
     ) -> Pixels:
-        """Turn the bytes of a JPEG, PNG or WebP file into the network's square.
+        """Turn the bytes of an image file into the network's square.
 
         Args:
             data: the file.

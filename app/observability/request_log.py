@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}(-.*)?")
 _QUIET_ROUTES = frozenset(
-    {"/livez", "/startupz", "/readyz", "/healthz", "/metrics"}
+    {"/livez", "/startupz", "/readyz", "/healthz", "/metrics", "/page/*", "/docs/*"}
     | {"/v2/health/live", "/v2/health/ready"}
 )
 _UNMATCHED = "unmatched"
@@ -32,15 +32,16 @@ _UNMATCHED = "unmatched"
 class RequestLog:
     """Outermost ASGI layer: request id, one log line, request metrics, span, ``Server-Timing``.
 
-    The layers below leave their outcome in ``scope["state"]["outcome"]``. Probes and scrapes leave
-    no span, and their lines whisper. A path that nobody knows is told in the line, so that a wrong
-    prefix can be found; so is the client's address, where proxies are trusted to forward it.
+    The layers below leave their outcome in ``scope["state"]["outcome"]``. Probes, scrapes
+    and the files of the page leave no span, and their lines whisper. A path that nobody knows is
+    told in the line, so that a wrong prefix can be found; so is the client's address, where proxies
+    are trusted to forward it.
 
     Args:
         app: What answers.
         metrics: Told of every answer.
         tracing: Makes the spans.
-        routes: The paths that are routes as they stand.
+        routes: The known paths, and what each is called in metrics and logs.
         templates: Patterns of paths that have a name in them, with what to call each.
         tells_client: Whether the line has the client's address.
     """
@@ -51,7 +52,7 @@ class RequestLog:
         *,
         metrics: Metrics,
         tracing: Tracing,
-        routes: frozenset[str],
+        routes: Mapping[str, str],
         templates: Sequence[tuple[re.Pattern[str], str]] = (),
         tells_client: bool = False,
     ) -> None:
@@ -81,7 +82,7 @@ class RequestLog:
 
     def _route(self, path: str) -> str:
         if path in self._routes:
-            return path
+            return self._routes[path]
         named = (name for pattern, name in self._templates if pattern.match(path))
         return next(named, _UNMATCHED)
 

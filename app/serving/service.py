@@ -191,7 +191,7 @@ class CaptionService:
         """Caption one upload.
 
         Args:
-            data: A JPEG, PNG or WebP file.
+            data: An image file.
             deadline_s: The moment on the loop's clock after which nobody wants the answer.
             on_stage: Told when ``decode``, ``queue``, ``encode`` and ``search`` began and ended, or
                 ``cache`` alone where the result cache spared them.

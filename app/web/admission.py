@@ -23,6 +23,7 @@ from app.web import problems
 from app.web.auth import Keys
 from app.web.body import BufferedBody, Disconnected, answer_while_connected, counted_body, lingering
 from app.web.inflight import Entry, Inflight
+from app.web.page import assets
 from app.web.problems import (
     BodyTooLarge,
     EncodedBody,
@@ -35,7 +36,7 @@ from app.web.problems import (
 
 # Everything else is guarded: a new route is safe before somebody thinks about it.
 OPEN_PATHS = frozenset(
-    {"/livez", "/startupz", "/readyz", "/healthz", "/metrics", "/docs", "/openapi.json"}
+    {"/livez", "/startupz", "/readyz", "/healthz", "/metrics", "/openapi.json", *assets.PATHS}
     | {"/v2/health/live", "/v2/health/ready"}  # the probes of KServe's protocol
 )
 

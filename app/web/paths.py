@@ -3,7 +3,12 @@
 A proxy may leave its prefix in the path or take it away, and a trailing slash means the same path.
 """
 
+from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
+
+
+def _reads(scope: Scope) -> bool:
+    return scope["method"] in {"GET", "HEAD"}
 
 
 class Paths:
@@ -21,6 +26,10 @@ class Paths:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         if scope["type"] == "http":
+            if self._root_path and scope["path"] == self._root_path and _reads(scope):
+                # the page's links are relative: without the slash they would leave the prefix
+                await RedirectResponse(f"{self._root_path}/", 308)(scope, receive, send)
+                return
             scope["path"] = self._inner(scope["path"])
             raw_path: bytes | None = scope.get("raw_path")
             if raw_path is not None:

@@ -130,7 +130,6 @@ SECURITY_SCHEMES: dict[str, Any] = {
 SECURITY: list[dict[str, list[str]]] = [{"bearer": []}, {"apiKey": []}, {}]
 """What an operation that may need a key says; the last one is none."""
 _BINARY = {"type": "string", "format": "binary"}
-_RAW_IMAGE = {"schema": _BINARY}
 _JSON_IMAGE: dict[str, Any] = {
     "anyOf": [
         {"type": "string", "contentEncoding": "base64"},
@@ -160,8 +159,7 @@ REQUEST_BODY: dict[str, Any] = {
             },
             "encoding": {"image": {"contentType": "image/*"}},
         },
-        "application/octet-stream": _RAW_IMAGE,
-        "image/*": _RAW_IMAGE,
+        "application/octet-stream": {"schema": _BINARY},  # or image/*, which generators do not know
         "application/json": {
             "schema": {
                 "type": "object",

@@ -186,6 +186,29 @@ def test_memory_is_enough_for_the_largest_image_of_every_kind(pool, mode, orient
     assert here.decode(file.getvalue(), at_least_px=4000, max_pixels=few).ndim == 3
 
 
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("kind", "mode"),
+    [("GIF", "P"), ("BMP", "RGB"), ("TIFF", "RGBA"), ("TIFF", "CMYK"), ("AVIF", "RGBA"),
+     ("HEIF", "RGB")],
+)  # fmt: skip
+def test_memory_is_enough_for_the_largest_image_of_the_other_formats(pool, kind, mode):
+    if kind == "HEIF":
+        pytest.importorskip("pillow_heif").register_heif_opener()
+    few = 12_000_000
+    options = {"compression": "tiff_lzw"} if kind == "TIFF" else {"quality": 20}
+    data = saved_as(Image.new("RGB", (40, 30)).resize((4000, 3000)).convert(mode), kind, **options)
+    here = pool(max_pixels=few)
+    assert here.decode(data, at_least_px=224, max_pixels=few).shape[2] == 3
+
+
+def saved_as(image, kind, **options):
+    file = io.BytesIO()
+    image.putpixel((0, 0), 255 if image.mode == "P" else (255,) * len(image.mode))
+    image.save(file, kind, **options)
+    return file.getvalue() + bytes(4096)  # as many bytes as pixels of one colour need
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_who_is_killed_or_stopped_at_work_costs_nobody_his_answer(pool, news, number):
     here = pool()

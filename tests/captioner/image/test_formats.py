@@ -63,6 +63,7 @@ def off(data, expected):
 
 
 GIF = saved(photo(), "GIF")
+SCREEN = 13 + (3 << (GIF[10] & 7) + 1)  # where it ends, with its palette
 BMP = saved(photo(), "BMP")
 TIFF = saved(photo(), "TIFF")
 LZW = saved(photo(), "TIFF", compression="tiff_lzw")
@@ -230,8 +231,8 @@ class TestLimits:
     @pytest.mark.parametrize(
         "data",
         [
-            GIF[:13] + b"!\xfe\1a\0" * 10**6 + GIF[13:],
-            GIF[:13] + b"!\xfe" + b"\1a" * 10**7 + b"\0" + GIF[13:],
+            GIF[:SCREEN] + b"!\xfe\1a\0" * 10**6 + GIF[SCREEN:],
+            GIF[:SCREEN] + b"!\xfe" + b"\1a" * 10**7 + b"\0" + GIF[SCREEN:],
             b"II*\0\x08\0\0\0\xff\xff" + b"\0\1\3\0\1\0\0\0\1\0\0\0" * 65_535,
             LZW + b"\xff\xda" * 10**6,
         ],

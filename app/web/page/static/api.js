@@ -1,0 +1,106 @@
+/** The service, as this page asks it. */
+
+import { Problem } from "./problems.js";
+
+const MOST_CANDIDATES = 5;
+
+/** One service and the key that it may ask for. */
+export class Service {
+  #key = sessionStorage.getItem("key") ?? "";
+  nBest = 1;
+
+  /** Addresses are beside the page, wherever a proxy has put it. */
+  address(path) {
+    return new URL(path, document.baseURI);
+  }
+
+  get key() {
+    return this.#key;
+  }
+
+  set key(value) {
+    this.#key = value;
+    if (value) sessionStorage.setItem("key", value);
+    else sessionStorage.removeItem("key");
+  }
+
+  /** The query that every photo is sent with. */
+  get query() {
+    return new URLSearchParams({ n_best: this.nBest, attention: true }).toString();
+  }
+
+  /** Give the status of `/readyz`: ready, starting, warming, draining or failed. */
+  async health() {
+    const answer = await this.#fetch("readyz");
+    return (await readJson(answer)).status;
+  }
+
+  /** Give the checkpoint that is served. */
+  async model() {
+    const answer = await this.#fetch("v1/models");
+    if (!answer.ok) throw await problemOf(answer);
+    const [model] = (await readJson(answer)).models;
+    this.nBest = Math.min(MOST_CANDIDATES, model.search.beam_width);
+    return model;
+  }
+
+  /**
+   * Have one photo captioned; it is sent as it is.
+   * @param {File} file
+   * @returns {Promise<{answer: Object, stages: Map<string, number>, tookMs: number}>}
+   * @throws {Problem}
+   */
+  async caption(file) {
+    await check(file);
+    const form = new FormData();
+    form.append("image", file, file.name);
+    const beganMs = performance.now();
+    const answer = await this.#fetch(`v1/captions?${this.query}`, { method: "POST", body: form }, file.size);
+    if (!answer.ok) throw await problemOf(answer, file.size);
+    const told = await readJson(answer);
+    return { answer: told, stages: stagesOf(answer), tookMs: performance.now() - beganMs };
+  }
+
+  async #fetch(path, options = {}, size = 0) {
+    const headers = this.#key ? { authorization: `Bearer ${this.#key}` } : {};
+    try {
+      return await fetch(this.address(path), { cache: "no-store", ...options, headers });
+    } catch {
+      throw new Problem({ code: "no_answer", size });
+    }
+  }
+}
+
+/** A file that is gone, or a folder, breaks the request as a lost connection does: look first. */
+async function check(file) {
+  if (file.size === 0) throw new Problem({ code: "empty_file" });
+  try {
+    await file.slice(0, 1).arrayBuffer();
+  } catch {
+    throw new Problem({ code: "unreadable_file" });
+  }
+}
+
+async function readJson(answer) {
+  try {
+    return await answer.json();
+  } catch {
+    throw new Problem({ code: "not_understood", status: answer.status });
+  }
+}
+
+async function problemOf(answer, size = 0) {
+  const details = await readJson(answer);
+  if (!details.code) return new Problem({ code: "not_understood", status: answer.status });
+  return new Problem({ ...details, size });
+}
+
+/** Read `Server-Timing`: milliseconds by stage. */
+function stagesOf(answer) {
+  const header = answer.headers.get("server-timing") ?? "";
+  const stages = new Map();
+  for (const [, stage, duration] of header.matchAll(/([\w-]+);dur=([\d.]+)/g)) {
+    stages.set(stage, Number(duration));
+  }
+  return stages;
+}
