@@ -78,9 +78,13 @@ def create_app(settings: Settings, *, captioner: "Captioner | None" = None) -> F
     return app
 
 
+def _files(settings: Settings) -> list[Route]:
+    return assets.routes(page=settings.page, root_path=settings.root_path)
+
+
 def _routes(settings: Settings) -> list[BaseRoute]:
     foreign = (route for dialect in chosen(settings.dialects) for route in dialect.routes)
-    return [*routes.router.routes, *foreign, *assets.routes(page=settings.page)]
+    return [*routes.router.routes, *foreign, *_files(settings)]
 
 
 class _Application(FastAPI):

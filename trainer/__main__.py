@@ -1,4 +1,4 @@
-"""python -m trainer {prepare,doctor,fit,average,evaluate,score,calibrate,convert,publish}."""
+"""python -m trainer VERB; `VERBS` names them."""
 
 import argparse
 import sys
@@ -14,10 +14,12 @@ try:
         convert,
         doctor,
         evaluate,
+        export,
         fit,
         prepare,
         publish,
         score,
+        show,
     )
 except ModuleNotFoundError as missing:
     if (missing.name or "").partition(".")[0] in {"app", "trainer"}:
@@ -43,6 +45,8 @@ VERBS = {
     "score": (score, "score captions from a file"),
     "calibrate": (calibrate, "let a checkpoint's captions say how far they can be trusted"),
     "convert": (convert, "a checkpoint of a version before 0.2.0 -> one that this version loads"),
+    "show": (show, "runs side by side: how they went, and in what they differ"),
+    "export": (export, "ONNX graphs, or a folder for a model hub"),
     "publish": (publish, "turn a run's best checkpoint into a directory of the model store"),
 }
 

@@ -21,6 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", type=Path, metavar="FILE", help=".jsonl or .csv; a later run adds the rest"
     )
+    parser.add_argument(
+        "--attention", type=Path, metavar="PNG", help="of one photo: draw where each word looked"
+    )
     parser.add_argument("--sidecar", action="store_true", help="write photo.jpg.txt beside each")
     parser.add_argument(
         "--write-metadata", action="store_true", help="write XMP, EXIF and IPTC descriptions"

@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
 from app.captioner.errors import CheckpointError
 from app.files import metadata, outputs
@@ -12,12 +13,18 @@ from app.files.outputs import Table, Write, complain
 from app.files.sources import find
 from app.settings import Settings
 
+if TYPE_CHECKING:
+    from app.captioner.presentation import Presentation
+
 
 def run(options: argparse.Namespace, settings: Settings) -> int:
     """Caption photos and give the exit code: 0, or 1 where one of them has no caption."""
     photos, wrong = find(options.photos)
     for each in wrong:
         complain(each)
+    if options.attention is not None and (len(photos) != 1 or options.url is not None):
+        complain("--attention draws one photo, captioned here: name one, and no --url")
+        return 1
     try:
         with ExitStack() as opened:
             writes, done = _outputs(options, opened)
@@ -64,6 +71,8 @@ def _caption(
     settings: Settings,
 ) -> bool:
     """Caption the photos, and say whether each has a caption."""
+    if options.attention is not None:
+        return _drawn(photos[0], writes, options, settings)
     caption_all = _captioner(options, settings)
     outcomes = _with_progress(
         caption_all(photos),
@@ -72,6 +81,35 @@ def _caption(
     )
     written = [_written(outcome, writes) for outcome in outcomes]
     return all(written)
+
+
+def _drawn(
+    photo: Source, writes: Sequence[Write], options: argparse.Namespace, settings: Settings
+) -> bool:
+    """Caption one photo, and draw where the network looked for each word."""
+    from app.captioner.errors import ImageError  # noqa: PLC0415
+    from app.files import attention  # noqa: PLC0415 - brings Pillow
+    from app.files.local import LocalCaptioner  # noqa: PLC0415
+    from app.loading import load_captioner  # noqa: PLC0415
+
+    captioner = load_captioner(settings)
+    told = LocalCaptioner(
+        captioner,
+        max_batch=1,
+        max_pixels=settings.max_pixels,
+        n_best=options.n_best,
+        how=_presentation(options, settings),
+    )
+    (outcome,) = told([photo])
+    if not _written(outcome, writes):
+        return False
+    try:
+        square = captioner.read(photo.read(), max_pixels=settings.max_pixels)
+    except ImageError as error:
+        raise ValueError(str(error)) from None
+    (candidates,) = captioner.caption([square]).captions
+    attention.write(options.attention, square, candidates[0])
+    return True
 
 
 def _captioner(options: argparse.Namespace, settings: Settings) -> CaptionAll:
@@ -89,7 +127,6 @@ def _captioner(options: argparse.Namespace, settings: Settings) -> CaptionAll:
             style=options.style,
             tags=options.tags,
         )
-    from app.captioner.presentation import Presentation  # noqa: PLC0415 - brings numpy
     from app.files.local import LocalCaptioner  # noqa: PLC0415
     from app.loading import load_captioner  # noqa: PLC0415 - brings the network
 
@@ -98,11 +135,17 @@ def _captioner(options: argparse.Namespace, settings: Settings) -> CaptionAll:
         max_batch=settings.max_batch,
         max_pixels=settings.max_pixels,
         n_best=options.n_best,
-        how=Presentation(
-            neutral=options.neutral,
-            style=options.style,
-            min_confidence=_min_confidence(options, settings),
-        ),
+        how=_presentation(options, settings),
+    )
+
+
+def _presentation(options: argparse.Namespace, settings: Settings) -> "Presentation":
+    from app.captioner.presentation import Presentation  # noqa: PLC0415 - brings numpy
+
+    return Presentation(
+        neutral=options.neutral,
+        style=options.style,
+        min_confidence=_min_confidence(options, settings),
     )
 
 

@@ -5,11 +5,15 @@ import io
 import json
 import sys
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from app import loading
+from app.captioner.captions import Caption, Word
 from app.captioner.errors import CheckpointError
 from app.cli import main
+from app.files import attention
 from support.fake import FakeCaptioner
 from support.photos import photo
 
@@ -271,3 +275,39 @@ def test_captions_are_told_as_asked(captioner, folder, capsys, url, from_service
 def test_withheld_lines_say_why(captioner, folder, capsys):
     assert main(["caption", "--min-confidence", "1", str(folder / "b.JPG")]) == 0
     assert lines(capsys) == [f"{folder}/b.JPG: (low confidence; may show: dog)"]
+
+
+def test_attention_is_drawn_a_tile_for_each_word(checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("CAPTION_CHECKPOINT", str(checkpoint))
+    (tmp_path / "photo.png").write_bytes(photo())
+    drawn = tmp_path / "out.png"
+    assert main(["caption", str(tmp_path / "photo.png"), "--attention", str(drawn)]) == 0
+    words = lines(capsys)[0].partition(": ")[2].split()
+    with Image.open(drawn) as picture:
+        tiles = len(words) + 1
+        assert picture.size == (224 * min(5, tiles), 248 * -(-tiles // 5))
+
+
+def test_a_word_lights_what_it_looked_at():
+    looked = np.array([[0.0, 0.0], [0.0, 0.9]], np.float32)
+    words = (Word("dog", -0.1, looked, 0.1),)
+    square = np.full((64, 64, 3), 200, np.uint8)
+    drawn = np.asarray(attention.picture(square, Caption("dog", -0.1, -0.1, words)))
+    photo_tile, word_tile = drawn[:224, :224], drawn[:224, 224:448]
+    assert (photo_tile == 200).all()
+    assert word_tile[-20:, -20:].mean() > 190
+    assert word_tile[:20, :20].mean() == pytest.approx(50, abs=5)
+    without = Caption("dog", -0.1, -0.1, (Word("dog", -0.1),))
+    with pytest.raises(ValueError, match="has no attention"):
+        attention.picture(square, without)
+
+
+@pytest.mark.parametrize("more", [["another.png"], ["--url", "http://127.0.0.1:1"]])
+def test_attention_is_of_one_photo_captioned_here(more, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(loading, "load_captioner", None)
+    for name in ("photo.png", "another.png"):
+        (tmp_path / name).write_bytes(photo())
+    asked = [str(tmp_path / each) if each.endswith(".png") else each for each in more]
+    arguments = ["caption", str(tmp_path / "photo.png"), *asked]
+    assert main([*arguments, "--attention", str(tmp_path / "out.png")]) == 1
+    assert "name one, and no --url" in capsys.readouterr().err

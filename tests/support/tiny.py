@@ -72,7 +72,9 @@ def captioner_of(
 
 def save_tiny_checkpoint(store: Path, decoder: str = "attention") -> Path:
     """Publish a tiny checkpoint as ``<store>/tiny/1`` and return that directory."""
-    return publish(tiny_unpublished(decoder), store, "1", scores={}, notes="For tests.")
+    return publish(
+        tiny_unpublished(decoder), store, "1", scores={}, notes="For tests.", degenerate=True
+    )
 
 
 def data_directory(directory: Path, *, train: int = 4, dev: int = 2) -> Path:

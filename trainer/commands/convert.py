@@ -38,6 +38,7 @@ def run(args: argparse.Namespace) -> int:
         score_dev=dev_scorer(with_split(args.data, "dev")[0]) if args.data else None,
         fit_confidence=confidence_fitter(args.data) if args.data else None,
         model_card=card,
+        degenerate=True,
     )
     print(directory)
     return 0

@@ -30,6 +30,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--notes", type=Path, help="Markdown for the card: origin, limits, licences"
     )
+    parser.add_argument(
+        "--degenerate",
+        action="store_true",
+        help="also what says one caption for all images, or a word over and over",
+    )
     add_search(parser)
 
 
@@ -47,6 +52,7 @@ def run(args: argparse.Namespace) -> int:
         calibration=calibration_images(args.data, source.manifest.image),
         score_dev=dev_scorer(with_split(args.data, "dev")[0]) if args.data else None,
         fit_confidence=confidence_fitter(args.data) if args.data else None,
+        degenerate=args.degenerate,
     )
     print(directory)
     return 0

@@ -72,15 +72,23 @@ def usable_images(items: Iterable[Item], staging: Staging) -> UsableImages:
 
 def _ready(item: Item, staging: Staging, taken: set[str]) -> tuple[Item, str]:
     """Give an item that the service can read, and the format it was converted from, if it was."""
-    try:
-        kind: str = kind_of(_head(item.path))
-    except UnsupportedImage:
+    kind = _kept_kind(item.path)
+    if kind is None:
         path, other = _converted(item, staging)
         return replace(item, name=_renamed(item.name, ".png", taken), path=path), other
     suffix = PurePosixPath(item.name).suffix.removeprefix(".").lower()
     if suffix in SUFFIXES:
         return item, ""
     return replace(item, name=_renamed(item.name, _USUAL_SUFFIX[kind], taken)), ""
+
+
+def _kept_kind(path: Path) -> str | None:
+    """Name the format of a file that stays as it is; None where it has to be converted."""
+    try:
+        kind: str = kind_of(_head(path))
+    except UnsupportedImage:
+        return None
+    return kind if kind in _USUAL_SUFFIX else None
 
 
 def _renamed(name: str, suffix: str, taken: set[str]) -> str:

@@ -55,6 +55,7 @@ def publish(
     model_card: str | None = None,
     score_dev: Callable[[Captioner], Scores] | None = None,
     fit_confidence: Callable[[Checkpoint], Confidence | None] | None = None,
+    degenerate: bool = False,
 ) -> Path:
     """Write ``<store>/<name>/<version>`` with golden caption and card, then load and check it.
 
@@ -73,6 +74,7 @@ def publish(
         score_dev: scores captions of the dev images, in float32 and, if it is there, in int8; an
             encoder in int8 that costs more than `INT8_MOST_CIDER_LOST` is left out.
         fit_confidence: fits what tells how far its captions can be trusted.
+        degenerate: publish also what says one caption for all images, or a word over and over.
 
     Raises:
         CheckpointError: the version exists already.
@@ -83,10 +85,14 @@ def publish(
     directory = store / manifest.name / version
     if directory.exists():  # before the work, which takes a minute
         checkpoint.refuse_existing(directory)
+    if not degenerate:
+        _refuse_one_caption_for_all(manifest)
     files = torch_checkpoint.contents(source.network, calibration)
     written = _as_written(source._replace(manifest=manifest), files)
     drawn = draw_golden_image()
     _check_graphs(written, [_square(written, drawn), *calibration[:_CHECKED_IMAGES]])
+    if not degenerate:
+        _refuse_repetition(_said(_captioner(written), drawn).caption)
     dev_scores = _dev_scores(written, score_dev) if score_dev else {}
     if graphs.ENCODE_INT8 in files and score_dev and INT8_SCORES not in dev_scores:
         del files[graphs.ENCODE_INT8]
@@ -106,6 +112,25 @@ def publish(
     checkpoint.write(directory, manifest, source.vocabulary, {**files, **extra})
     Captioner.load(directory).check_golden()
     return directory
+
+
+def _refuse_one_caption_for_all(manifest: Manifest) -> None:
+    row = manifest.history[-1] if manifest.history else {}
+    images = manifest.data.get("dev", {}).get("images", 0)
+    if row.get("dev_distinct_captions") == 1 and images > 1:
+        raise TrainerError(
+            f"the network says one caption for all {images} dev images: train it longer or on more "
+            "photos, start from a checkpoint (--initial), or publish it with --degenerate"
+        )
+
+
+def _refuse_repetition(caption: str) -> None:
+    words = caption.split()
+    if any(words[n : n + 3] == [words[n]] * 3 for n in range(len(words) - 2)):
+        raise TrainerError(
+            f"the network repeats itself ({caption[:80]!r}): train it longer, set "
+            "search.no_repeat_ngram_size, or publish it with --degenerate"
+        )
 
 
 def _changed(manifest: Manifest, **changes: object) -> Manifest:

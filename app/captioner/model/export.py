@@ -77,6 +77,32 @@ class _Step(nn.Module):
         return (logits_BKV, *state.rows, *paid)
 
 
+class _WordStep(nn.Module):
+    """Words and the state of an LSTM -> word scores, and its next state."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(
+        self, words_BK: Tensor, hidden_BKH: Tensor, cell_BKH: Tensor, *image: Tensor
+    ) -> tuple[Tensor, ...]:
+        state = DecoderState(image, (hidden_BKH, cell_BKH))
+        logits_BKV, state, attention_BKR = self.decoder.step(words_BK, state)
+        paid = () if attention_BKR is None else (attention_BKR,)
+        return (logits_BKV, *state.rows, *paid)
+
+
+def encode_module(network: Network) -> nn.Module:
+    """Give a module from uint8 ``(B, H, W, 3)`` to hidden state, cell and what images are."""
+    return _Encode(network.encoder, network.decoder).eval()
+
+
+def step_module(network: Network) -> nn.Module:
+    """Give a module from words ``(B, K)``, hidden state, cell and images to word scores."""
+    return _WordStep(network.decoder).eval()
+
+
 @lru_cache(maxsize=8)
 def templates(architecture: Architecture) -> dict[str, Template]:
     """Give the graphs of an architecture by their names in a checkpoint.

@@ -45,6 +45,7 @@ LABELS: Final[Mapping[str, str]] = {
 }
 """What metrics and logs call each path."""
 
+_DESCRIPTION: Final = b'href="openapi.json"'
 _MEDIA_TYPES: Final = {
     ".html": "text/html; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
@@ -62,7 +63,6 @@ _PAGE_POLICY: Final = _POLICY + "img-src 'self' blob:; require-trusted-types-for
 _DOCS_POLICY: Final = _POLICY + "img-src 'self' data:"
 _HEADERS: Final = {
     "cache-control": "no-cache",  # kept, and asked for with its ETag
-    "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
     "permissions-policy": "camera=(self), microphone=(), geolocation=()",
     "cross-origin-opener-policy": "same-origin",
@@ -70,33 +70,37 @@ _HEADERS: Final = {
 }
 
 
-def routes(*, page: bool) -> list[Route]:
+def routes(*, page: bool, root_path: str = "") -> list[Route]:
     """Give the routes, with the content of their files.
 
     Args:
         page: Whether the page at ``/`` is served; the documentation always is.
+        root_path: The prefix under which clients find the service; empty where there is none.
     """
     policies = dict.fromkeys(_DOCS, _DOCS_POLICY)
     if page:
         policies |= dict.fromkeys(_PAGE, _PAGE_POLICY)
     files = {**_DOCS, **_PAGE}
     return [
-        Route(path, _asset(files[path], policy).answer, include_in_schema=False)
+        Route(path, _asset(files[path], policy, root_path).answer, include_in_schema=False)
         for path, policy in policies.items()
     ]
 
 
 @cache
-def _asset(file: str, policy: str) -> "_Asset":
+def _asset(file: str, policy: str, root_path: str) -> "_Asset":
     """Give what several paths share, and several applications."""
-    return _Asset(_HERE / file, policy)
+    return _Asset(_HERE / file, policy, root_path)
 
 
 class _Asset:
     """One file; what ends in ``.gz`` is sent as it is to whoever takes gzip."""
 
-    def __init__(self, file: Path, policy: str) -> None:
-        self._stored = _Content(file.read_bytes())
+    def __init__(self, file: Path, policy: str, root_path: str) -> None:
+        data = file.read_bytes()
+        if root_path and file.suffix == ".html":
+            data = data.replace(_DESCRIPTION, f'href="{root_path}/openapi.json"'.encode())
+        self._stored = _Content(data)
         self._is_gzip = file.suffix == ".gz"
         self._headers = {
             **_HEADERS,

@@ -91,7 +91,7 @@ def test_a_calibrated_checkpoint_says_how_sure_it_is(tmp_path, few, capsys):
     unpublished = tiny_unpublished()
     with torch.no_grad():
         unpublished.network.decoder.words.bias[DOG] += 4  # so that it names something
-    source = publish(unpublished, tmp_path / "store", "1", scores={}, notes="")
+    source = publish(unpublished, tmp_path / "store", "1", scores={}, notes="", degenerate=True)
     # let some captions be right: what the network says becomes a reference
     captioner = Captioner.load(source)
     tokens = (data / "Flickr8k.token.txt").read_text().splitlines()
@@ -125,7 +125,9 @@ def test_where_all_captions_are_wrong_it_says_so(tmp_path, few, capsys):
     path = data / "Flickr8k.token.txt"
     lines = [line.split("\t")[0] + "\tA fox ." for line in path.read_text().splitlines()]
     path.write_text("\n".join(lines) + "\n")
-    source = publish(tiny_unpublished(), tmp_path / "store", "1", scores={}, notes="")
+    source = publish(
+        tiny_unpublished(), tmp_path / "store", "1", scores={}, notes="", degenerate=True
+    )
     arguments = ["calibrate", str(source), "--version", "2", "--store", str(tmp_path / "store")]
     assert main([*arguments, "--data", str(data)]) == 1
     assert "captions get no confidence: " in capsys.readouterr().out

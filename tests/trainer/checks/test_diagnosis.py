@@ -41,7 +41,7 @@ def test_a_small_directory_without_faults_has_notes_only(directory, capsys):
 
 def test_all_faults_are_named_at_once(directory, capsys):
     images = directory / "Flicker8k_Dataset"
-    (images / "train0.png").write_bytes(b"GIF89a")
+    (images / "train0.png").write_bytes(b"no image at all")
     (images / "train1.png").write_bytes(photo(1)[:-30])
     (images / "train2.png").unlink()
     add(directory, "train3.png\nlost.png\n../x.png\ndev1.png\n", "Flickr_8k.devImages.txt")
