@@ -43,7 +43,7 @@ class Settings(BaseSettings):
         env_prefix=PREFIX, env_ignore_empty=True, frozen=True, extra="forbid"
     )
 
-    checkpoint: Path = Path("model_store/flickr8k-mobilenetv2/5")
+    checkpoint: Path = Path("model_store/flickr8k-mobilenetv2/6")
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     precision: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
     host: str = "127.0.0.1"

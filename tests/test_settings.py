@@ -16,7 +16,7 @@ def keys(settings):
 
 def test_an_empty_environment_gives_the_defaults():
     settings = read_settings()
-    assert settings.checkpoint == Path("model_store/flickr8k-mobilenetv2/5")
+    assert settings.checkpoint == Path("model_store/flickr8k-mobilenetv2/6")
     assert (settings.host, settings.port, settings.device) == ("127.0.0.1", 8000, "auto")
     assert (settings.precision, settings.inference_threads) == ("auto", 0)
     assert settings.api_keys == ()

@@ -7,6 +7,7 @@ from app.captioner import checkpoint, confidence
 from app.captioner.pipeline import Captioner
 from trainer.commands.arguments import add_calibration, confidence_fitter
 from trainer.errors import TrainerError
+from trainer.publishing.model_card import confidence_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,8 +33,9 @@ def run(args: argparse.Namespace) -> int:
     files = {name: (args.checkpoint / name).read_bytes() for name in kept}
     if checkpoint.CARD in files:
         old, new = f", version {loaded.manifest.version}\n", f", version {args.version}\n"
-        card = files[checkpoint.CARD].decode().replace(old, new, 1)
-        files[checkpoint.CARD] = card.encode()
+        card = files[checkpoint.CARD].decode().replace(old, new, 1).partition("## Confidence")[0]
+        told = confidence_text({"confidence": fitted.scores})
+        files[checkpoint.CARD] = f"{card.rstrip()}\n\n{told}\n".encode()
     files[confidence.FILE] = fitted.content
     scores = {**loaded.manifest.scores, "confidence": fitted.scores}
     manifest = loaded.manifest.model_copy(update={"version": args.version, "scores": scores})

@@ -16,6 +16,7 @@ def card(published: TorchCheckpoint, notes: str) -> str:
         f"# {manifest.name}, version {manifest.version}",
         _network_text(published),
         "## Scores\n\n" + (_score_tables(manifest.scores) or "None were computed."),
+        confidence_text(manifest.scores),
         "## Data\n\n" + _bullets(manifest.data),
         notes.strip(),
         f"## Recipe\n\n```json\n{json.dumps(manifest.recipe, indent=2)}\n```",
@@ -24,6 +25,35 @@ def card(published: TorchCheckpoint, notes: str) -> str:
         + ".",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def confidence_text(scores: dict[str, Any]) -> str:
+    """Tell how far confidences can be believed; nothing where there are none."""
+    about = scores.get("confidence")
+    if not about:
+        return ""
+    rows = [
+        f"| {name} | {found['captions']} | {found['right']:.2f} | {_figure(found['auroc'])} | "
+        f"{found['calibration_error']:.3f} | {found['coverage']:.2f} | "
+        f"{_figure(found['wrong_told'])} |"
+        for name, found in about["by_domain"].items()
+    ]
+    return "\n".join(
+        [
+            "## Confidence\n",
+            f"Measured by {about['measured']}. Told: captions of confidence "
+            f"{about['advised_min_confidence']} and more.\n",
+            "| images | captions | right | AUROC | calibration error | told | wrong of these |",
+            "|---|---|---|---|---|---|---|",
+            *rows,
+            "\nPhotos like those it was trained on against pictures that are no photos: AUROC "
+            f"{about['home_against_no_photos']:.3f}.",
+        ]
+    )
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
 
 
 def _network_text(published: TorchCheckpoint) -> str:
