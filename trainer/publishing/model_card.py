@@ -41,13 +41,17 @@ def confidence_text(scores: dict[str, Any]) -> str:
     return "\n".join(
         [
             "## Confidence\n",
-            f"Measured by {about['measured']}. Told: captions of confidence "
-            f"{about['advised_min_confidence']} and more.\n",
+            (
+                f"Measured by {about['measured']}. Told: captions of confidence "
+                f"{about['advised_min_confidence']} and more.\n"
+            ),
             "| images | captions | right | AUROC | calibration error | told | wrong of these |",
             "|---|---|---|---|---|---|---|",
             *rows,
-            "\nPhotos like those it was trained on against pictures that are no photos: AUROC "
-            f"{about['home_against_no_photos']:.3f}.",
+            (
+                "\nPhotos like those it was trained on against pictures that are no photos: AUROC "
+                f"{about['home_against_no_photos']:.3f}."
+            ),
         ]
     )
 
