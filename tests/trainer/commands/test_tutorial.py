@@ -76,7 +76,7 @@ async def test_the_tutorial_leads_to_a_served_caption(tmp_path, monkeypatch, sou
     assert verbs == ["prepare", "doctor", "fit", "evaluate", "publish"]
     typed = [source(tmp_path), *commands()[1:]]
     assert [main(command) for command in typed] == [0, 0, 0, 0, 0]
-    assert "<h2>Calibration</h2>" in (tmp_path / "runs/report/index.html").read_text()
+    assert "<h2>Calibration of words</h2>" in (tmp_path / "runs/report/index.html").read_text()
     captioner = Captioner.load(tmp_path / "my-store/own-photos/1")
     async with serving(captioner) as client:
         headers = {"Content-Type": "image/jpeg"}
