@@ -23,6 +23,8 @@ _EVERY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - recognise
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb and give the exit code."""
+    # numpy's products here are small: threads of its own would take cores by spinning
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     _show_every_name()
     options = _parser().parse_args(arguments)
     try:

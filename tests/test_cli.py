@@ -393,3 +393,18 @@ def test_a_port_that_is_taken_ends_it(checkpoint, tmp_path):
         with Process(checkpoint, tmp_path, PORT=port) as service:
             assert service.process.wait(30) == 1
         assert f"127.0.0.1 port {port} is taken by another program" in service.log.read_text()
+
+
+def test_numpy_gets_no_threads_of_its_own():
+    """They would spin between two small products, and take a fifth of the captions."""
+    told = (
+        "import os, sys, app.cli\n"
+        "before = 'numpy' in sys.modules\n"
+        "try:\n    app.cli.main(['--version'])\nexcept SystemExit:\n    pass\n"
+        "print(before, os.environ['OPENBLAS_NUM_THREADS'])"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "OPENBLAS_NUM_THREADS"}
+    done = subprocess.run(
+        [sys.executable, "-c", told], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split()[-2:] == ["False", "1"]

@@ -188,8 +188,10 @@ class ConfidenceModel(NamedTuple):
             np.clip(photo_B1, -20, 20),
             *_classes(found),
         ]
-        shape = found.lengths_BK.shape
-        return np.stack([np.broadcast_to(each, shape) for each in columns], -1).astype(np.float32)
+        signals_BKS = np.empty((*found.lengths_BK.shape, len(columns)), np.float32)
+        for number, column in enumerate(columns):
+            signals_BKS[..., number] = column
+        return signals_BKS
 
     def _distances(self, known_BW: Floats) -> tuple[Floats, Floats]:
         """Say how far images are from those of training, along the components and off them.

@@ -17,13 +17,14 @@ from app.captioner.model.network import Network
 from app.captioner.model.torch_checkpoint import TorchCheckpoint
 from app.captioner.search import always_waiting
 from app.captioner.vocabulary import PAD
+from trainer.errors import TrainerError
 from trainer.scoring.scores import Scores, score
 from trainer.training.batches import targets
 from trainer.training.distributed import Ranks
 from trainer.training.features import FeatureSource
 from trainer.training.provenance import source_commit, versions
 from trainer.training.recipe import Recipe, Stage
-from trainer.training.run_directory import Progress, RunDirectory
+from trainer.training.run_directory import BEST, Progress, RunDirectory
 from trainer.training.training_data import TrainingData
 
 PRECISIONS = ("float32", "bfloat16")
@@ -127,7 +128,13 @@ class TrainingContext:
             loss, count = self._dev_loss(features_BRD, targets_BKT.to(self.device))
             losses, words = losses + loss, words + count
             beams = engine.search(features_BRD, always_waiting)
-            captions += [each[0].text for each in to_captions(beams, self.data.vocabulary)]
+            found = to_captions(beams, self.data.vocabulary)
+            if not all(found):
+                raise TrainerError(
+                    "the network says nothing any more, its weights are not numbers: lower the "
+                    f"learning_rate of the stage; {BEST}/ stays as it was"
+                )
+            captions += [each[0].text for each in found]
         remaining = iter(captions)
         sets = {
             name: score(

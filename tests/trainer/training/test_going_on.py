@@ -131,6 +131,13 @@ def test_a_loss_that_is_no_number_is_noticed_in_its_epoch(place, capsys):
     torch_checkpoint.load(place / "run" / "best")
 
 
+def test_weights_that_are_no_numbers_after_the_last_step_are_noticed(place, capsys):
+    """The loss of the step that ruins them is still one."""
+    changes = ["stages.0.epochs=1", "stages.0.batch_images=4", "stages.0.learning_rate=1e30"]
+    assert fit(place, "run", *changes, "stages.0.warmup_steps=0") == 1
+    assert "learning_rate" in capsys.readouterr().err
+
+
 def test_of_equal_scores_the_lower_loss_wins(place):
     """Nothing of dev is ever said: every CIDEr is 0."""
     tokens = place / "data" / "Flickr8k.token.txt"
