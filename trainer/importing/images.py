@@ -25,7 +25,6 @@ from trainer.importing.items import Item
 from trainer.importing.staging import Staging
 
 _HEAD_BYTES = 32
-_HEIF_BRANDS = frozenset({b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"})
 _BROKEN = "the image cannot be read"
 _USUAL_SUFFIX = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp"}
 
@@ -72,9 +71,9 @@ def usable_images(items: Iterable[Item], staging: Staging) -> UsableImages:
 
 def _ready(item: Item, staging: Staging, taken: set[str]) -> tuple[Item, str]:
     """Give an item that the service can read, and the format it was converted from, if it was."""
-    kind = _kept_kind(item.path)
-    if kind is None:
-        path, other = _converted(item, staging)
+    kind = _known_kind(item.path)
+    if kind is None or kind not in _USUAL_SUFFIX:
+        path, other = _converted(item, staging, is_heif=kind == "HEIF")
         return replace(item, name=_renamed(item.name, ".png", taken), path=path), other
     suffix = PurePosixPath(item.name).suffix.removeprefix(".").lower()
     if suffix in SUFFIXES:
@@ -82,13 +81,13 @@ def _ready(item: Item, staging: Staging, taken: set[str]) -> tuple[Item, str]:
     return replace(item, name=_renamed(item.name, _USUAL_SUFFIX[kind], taken)), ""
 
 
-def _kept_kind(path: Path) -> str | None:
-    """Name the format of a file that stays as it is; None where it has to be converted."""
+def _known_kind(path: Path) -> str | None:
+    """Name the format of a file as the service tells it; None where it knows none."""
     try:
         kind: str = kind_of(_head(path))
     except UnsupportedImage:
         return None
-    return kind if kind in _USUAL_SUFFIX else None
+    return kind
 
 
 def _renamed(name: str, suffix: str, taken: set[str]) -> str:
@@ -106,13 +105,13 @@ def _head(path: Path) -> bytes:
         return file.read(_HEAD_BYTES)
 
 
-def _converted(item: Item, staging: Staging) -> tuple[Path, str]:
+def _converted(item: Item, staging: Staging, *, is_heif: bool) -> tuple[Path, str]:
     """Write an image of another format as PNG.
 
     Raises:
         EntryError: nobody here can read it; the message names the extra that could.
     """
-    if _is_heif(_head(item.path)):
+    if is_heif:
         _register_heif(item)
     try:
         content = io.BytesIO(item.path.read_bytes())
@@ -156,10 +155,6 @@ def _opaque(image: Image.Image) -> Image.Image:
     white = Image.new("RGB", rgba.size, (255, 255, 255))
     white.paste(rgba, mask=rgba)
     return white
-
-
-def _is_heif(head: bytes) -> bool:
-    return head[4:8] == b"ftyp" and head[8:12] in _HEIF_BRANDS
 
 
 def _register_heif(item: Item) -> None:

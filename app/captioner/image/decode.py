@@ -102,9 +102,8 @@ def decode(data: bytes, *, at_least_px: int, max_pixels: int) -> Pixels:
     except MemoryError:
         raise TooCostly("decoding the image takes more memory than it may") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise ImageTooLarge(
-            "the image has more pixels than this service accepts", Image.MAX_IMAGE_PIXELS
-        ) from None
+        limit = min(max_pixels, Image.MAX_IMAGE_PIXELS or max_pixels)  # Pillow looks first
+        raise ImageTooLarge("the image has more pixels than this service accepts", limit) from None
     except Exception:  # noqa: BLE001 - decoders raise anything; nothing of it may leave
         raise damaged() from None
 

@@ -314,3 +314,12 @@ def test_codecs_are_loaded_when_they_are_needed():
         " ('PIL.AvifImagePlugin', 'PIL.TiffImagePlugin', 'pillow_heif')))"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_the_limit_that_is_told_is_the_services_own():
+    """Pillow refuses far more pixels by itself, before ours are counted."""
+    packed = io.BytesIO()
+    Image.new("1", (20_000, 20_000)).save(packed, "PNG")
+    with pytest.raises(ImageTooLarge) as refused:
+        decode(packed.getvalue(), at_least_px=224, max_pixels=40_000_000)
+    assert refused.value.limit == 40_000_000
