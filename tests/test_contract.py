@@ -1,22 +1,13 @@
 """The service against its own OpenAPI: odd requests, and no answer that it did not promise."""
 
-import socket
-import threading
-import time
-
 import pytest
 import schemathesis
-import uvicorn
 from hypothesis import HealthCheck, given, settings
 from schemathesis.specs.openapi.checks import (
     content_type_conformance,
     response_schema_conformance,
     status_code_conformance,
 )
-
-from app.main import create_app
-from app.settings import Settings
-from support.fake import FakeCaptioner
 
 PROMISES = [
     status_code_conformance,
@@ -27,19 +18,9 @@ PATHS = ["/v1/captions", "/v1/models", "/livez", "/startupz", "/readyz", "/healt
 
 
 @pytest.fixture(scope="module")
-def served():
-    """Serve in a thread, on a real socket; give the base URL and the description."""
-    app = create_app(Settings(), captioner=FakeCaptioner())
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, ws="none"))
-    listening = socket.create_server(("127.0.0.1", 0))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-    thread.start()
-    while not app.state.app_state.health.readyz().ok:
-        time.sleep(0.01)
-    url = f"http://127.0.0.1:{listening.getsockname()[1]}"
-    yield url, schemathesis.openapi.from_url(f"{url}/openapi.json")
-    server.should_exit = True
-    thread.join()
+def served(url):
+    """Give the base URL of a service on a real socket, and its description."""
+    return url, schemathesis.openapi.from_url(f"{url}/openapi.json")
 
 
 @pytest.mark.parametrize("path", PATHS)

@@ -22,26 +22,10 @@ from app.captioner.errors import (
 from app.captioner.image import decode as decode_module
 from app.captioner.image.decode import cost, decode
 from app.captioner.image.formats import is_image, is_quick
+from support.drawn import photo, read, saved
 
 WHITE = (255, 255, 255)
 HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100)
-
-
-def read(data, *, at_least_px=4096, max_pixels=4_000_000):
-    return decode(data, at_least_px=at_least_px, max_pixels=max_pixels)
-
-
-def saved(image, kind, **options):
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def photo(width=48, height=32, mode="RGB"):
-    """Smooth and asymmetric: red grows to the right, green downwards."""
-    x, y = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
-    pixels = np.stack([x, y, np.full_like(x, 60)], axis=-1).astype(np.uint8)
-    return Image.fromarray(pixels).convert(mode)
 
 
 def grey_16(width=48, height=32):

@@ -24,29 +24,12 @@ from app.captioner.errors import (
     UndecodableImage,
     UnsupportedImage,
 )
-from app.captioner.image.decode import cost, decode
+from app.captioner.image.decode import cost
 from app.captioner.image.fit import fit
 from app.captioner.image.formats import ends_early
+from support.drawn import MAX_PIXELS, photo, read, saved
 
-MAX_PIXELS = 4_000_000
 WHITE = (255, 255, 255)
-
-
-def read(data, *, at_least_px=4096, max_pixels=MAX_PIXELS):
-    return decode(data, at_least_px=at_least_px, max_pixels=max_pixels)
-
-
-def saved(image, kind, **options):
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def photo(width=48, height=32, mode="RGB"):
-    """Smooth and asymmetric: red grows to the right, green downwards."""
-    x, y = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
-    pixels = np.stack([x, y, np.full_like(x, 60)], axis=-1).astype(np.uint8)
-    return Image.fromarray(pixels).convert(mode)
 
 
 def pixel(image_HWC, x, y):
