@@ -3,6 +3,7 @@
 B images of a step, R regions, D feature width
 """
 
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -15,6 +16,7 @@ from torch import Generator, Tensor
 from app.captioner.model.network import Encoder
 from trainer.data.arrays import encode, encoded_features
 from trainer.training.augmentation import AugmentationParams, augment
+from trainer.training.folding import fold_with_gradients
 from trainer.training.training_data import TrainingData
 
 DEV_BATCH = 50
@@ -90,7 +92,10 @@ class AugmentedFeatures:
 
     def __init__(self, data: TrainingData, encoder: Encoder) -> None:
         self._data, self._encoder = data, encoder
-        self._threads = ThreadPoolExecutor()
+        self._folded = fold_with_gradients(encoder)
+        # one thread of torch each: teams of threads would stand in the way of the step at work
+        alone = partial(torch.set_num_threads, 1)
+        self._threads = ThreadPoolExecutor(os.cpu_count(), initializer=alone)
 
     def begin(self, indices_B: Tensor, generator: Generator, share: slice) -> Callable[[], Tensor]:
         """Begin to crop, mirror and tint training images in threads, while the step before runs."""
@@ -115,5 +120,5 @@ class AugmentedFeatures:
 
     def _encode(self, images: Iterator[Tensor]) -> Tensor:
         images_BCHW = torch.stack(list(images)).to(self._encoder.mean.device)
-        features: Tensor = self._encoder(images_BCHW)
+        features: Tensor = self._folded(images_BCHW)
         return features.float()

@@ -40,12 +40,11 @@ class CrossEntropy:
         words_BKT: Tensor,
     ) -> dict[str, Tensor]:
         """Read the references word by word (teacher forcing)."""
-        logits_BKTV, _ = decoder(features_BRD, words_BKT[..., :-1])
+        next_BKT = targets(words_BKT)
+        taught_BKT = next_BKT != PAD
+        logits_NV, _ = decoder(features_BRD, words_BKT[..., :-1], taught_BKT)
         loss = F.cross_entropy(
-            logits_BKTV.flatten(0, 2),
-            targets(words_BKT).flatten(),
-            ignore_index=PAD,
-            label_smoothing=self._label_smoothing,
+            logits_NV, next_BKT[taught_BKT], label_smoothing=self._label_smoothing
         )
         return {"loss": loss}
 

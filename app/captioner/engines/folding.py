@@ -4,6 +4,7 @@ B images, C channels, H/W pixels
 """
 
 import copy
+from collections.abc import Callable
 from operator import attrgetter
 from typing import Any
 
@@ -30,7 +31,7 @@ def folded_encoder(encoder: Encoder, dtype: torch.dtype) -> Encoder:
     """
     prepared = copy.deepcopy(encoder).eval()
     traced = fx.symbolic_trace(nn.Sequential(prepared.blocks, prepared.head))
-    convolutions = _fold(traced)
+    convolutions = fold(traced, fuse_conv_bn_eval)
     prepared.blocks, prepared.head = nn.Sequential(traced), nn.Sequential()
     if dtype != torch.float32:
         _lower(traced, convolutions, dtype)
@@ -53,15 +54,20 @@ def network_of(network: Network, encoder: Encoder, decoder: Decoder) -> Network:
     return prepared.requires_grad_(requires_grad=False).eval()
 
 
-def _fold(traced: fx.GraphModule) -> list[fx.Node]:
-    """Let every convolution swallow the batch norm that follows it alone; give the convolutions."""
+def fold(
+    traced: fx.GraphModule, fused: Callable[[nn.Conv2d, nn.BatchNorm2d], nn.Module]
+) -> list[fx.Node]:
+    """Let every convolution swallow the batch norm that follows it alone; give the convolutions.
+
+    ``fused`` makes one layer of the two.
+    """
     convolutions = []
     for node in traced.graph.nodes:
         convolution = _module(traced, node)
         if type(convolution) is nn.Conv2d:
             norm = _swallow(traced, node, nn.BatchNorm2d)
             if norm is not None:
-                traced.set_submodule(str(node.target), fuse_conv_bn_eval(convolution, norm))
+                traced.set_submodule(str(node.target), fused(convolution, norm))
             convolutions.append(node)
     traced.delete_all_unused_submodules()
     traced.recompile()

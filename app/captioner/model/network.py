@@ -156,6 +156,8 @@ class Decoder(nn.Module):
     ``step`` and ``forward`` share their parts, so that training and search cannot differ.
     """
 
+    words: nn.Module  # the last layer: every subclass has one
+
     def __init__(self, architecture: Architecture, *, extra_gates: int = 0) -> None:
         super().__init__()
         self.hidden_width = architecture.hidden_width
@@ -223,15 +225,19 @@ class Decoder(nn.Module):
         part = state.image[self._summary_part] if state.image else state.rows[0]
         return part.mean(1)
 
-    def forward(self, features_BRD: Tensor, words_BKT: Tensor) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, features_BRD: Tensor, words_BKT: Tensor, asked_BKT: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """Read whole captions (teacher forcing).
 
         Args:
             features_BRD: of B images.
             words_BKT: int64, K captions per image, each from BOS to its last word.
+            asked_BKT: bool, the steps whose scores matter; without it all of them.
 
         Returns:
-            ``logits_BKTV`` for the word after each, and ``attention_BKTR`` or None.
+            ``logits_BKTV`` for the word after each (``logits_NV`` of the N steps asked for, if
+            any are), and ``attention_BKTR`` or None.
         """
         B, K, T = words_BKT.shape
         state = self.start(features_BRD, K)
@@ -241,16 +247,29 @@ class Decoder(nn.Module):
         for gates_BKG in gates_BKTG.unbind(2):
             rows, trace_BKX = self._recur(gates_BKG, rows)
             traces.append(trace_BKX)
-        said, attention = self._say(torch.stack(traces, dim=2).flatten(1, 2), state.image)
-        return said.view(B, K, T, -1), None if attention is None else attention.view(B, K, T, -1)
+        trace_BNX = torch.stack(traces, dim=2).flatten(1, 2)
+        mixed_BNH, attention = self._look(trace_BNX, state.image)
+        mixed = mixed_BNH.view(B, K, T, -1)
+        said = self._word_scores(mixed if asked_BKT is None else mixed[asked_BKT])
+        return said, None if attention is None else attention.view(B, K, T, -1)
 
     def _see(self, features_BRD: Tensor) -> tuple[Tensor, ...]:
         """Compute what the steps need of the image, once."""
         raise NotImplementedError
 
     def _say(self, trace_BKX: Tensor, image: tuple[Tensor, ...]) -> tuple[Tensor, Tensor | None]:
-        """Turn what the LSTM left into word scores."""
+        """Turn what the LSTM left into word scores; give the attention too, if there is any."""
+        mixed_BKH, attention_BKR = self._look(trace_BKX, image)
+        return self._word_scores(mixed_BKH), attention_BKR
+
+    def _look(self, trace_BKX: Tensor, image: tuple[Tensor, ...]) -> tuple[Tensor, Tensor | None]:
+        """Bring what the LSTM left and the image together, for the last layer."""
         raise NotImplementedError
+
+    def _word_scores(self, mixed_BKH: Tensor) -> Tensor:
+        """Score every word: the last layer."""
+        logits_BKV: Tensor = self.words(mixed_BKH)
+        return logits_BKV
 
     def word_gates(self, words_BN: Tensor) -> Tensor:
         """Give ``gates_BNG``, what the LSTM takes of each word."""
@@ -303,9 +322,8 @@ class MergeDecoder(Decoder):
     def _see(self, features_BRD: Tensor) -> tuple[Tensor, ...]:
         return (F.relu(self.image(self.dropout(features_BRD.mean(1, keepdim=True)))),)
 
-    def _say(self, trace_BKX: Tensor, image: tuple[Tensor, ...]) -> tuple[Tensor, Tensor | None]:
-        merged_BKX = F.relu(self.merged(self.dropout(trace_BKX) + image[0]))
-        return self.words(merged_BKX), None
+    def _look(self, trace_BKX: Tensor, image: tuple[Tensor, ...]) -> tuple[Tensor, Tensor | None]:
+        return F.relu(self.merged(self.dropout(trace_BKX) + image[0])), None
 
 
 class InjectDecoder(Decoder):
@@ -331,8 +349,8 @@ class InjectDecoder(Decoder):
     def _see(self, features_BRD: Tensor) -> tuple[Tensor, ...]:  # noqa: ARG002 - seen in start
         return ()
 
-    def _say(self, trace_BKX: Tensor, image: tuple[Tensor, ...]) -> tuple[Tensor, Tensor | None]:  # noqa: ARG002
-        return self.words(self.dropout(trace_BKX)), None
+    def _look(self, trace_BKX: Tensor, image: tuple[Tensor, ...]) -> tuple[Tensor, Tensor | None]:  # noqa: ARG002
+        return self.dropout(trace_BKX), None
 
 
 class AttentionDecoder(Decoder):
@@ -384,8 +402,8 @@ class AttentionDecoder(Decoder):
         sentinel = torch.sigmoid(visual) * torch.tanh(cell)
         return (hidden, cell), torch.cat((hidden, sentinel), dim=-1)
 
-    def _say(self, trace_BKX: Tensor, image: tuple[Tensor, ...]) -> tuple[Tensor, Tensor | None]:
-        """Return logits and attention; the last region is the sentinel."""
+    def _look(self, trace_BKX: Tensor, image: tuple[Tensor, ...]) -> tuple[Tensor, Tensor | None]:
+        """Attend to the regions; the last one is the sentinel."""
         hidden, sentinel = self.dropout(trace_BKX).chunk(2, dim=-1)
         values_BRH, keys_BRH, _, *merged = image
         query_BKH = self.query(hidden) * self.hidden_width**-0.5
@@ -394,13 +412,12 @@ class AttentionDecoder(Decoder):
         attention_BKR = torch.cat((regions_BKR, itself_BK1), dim=-1).softmax(-1)
         context = attention_BKR[..., :-1] @ values_BRH + attention_BKR[..., -1:] * sentinel
         mixed = torch.tanh(sum(merged, self.context(torch.cat((hidden, context), dim=-1))))
-        return self._word_scores(self.dropout(mixed)), attention_BKR
+        return self.dropout(mixed), attention_BKR
 
     def _word_scores(self, mixed_BKH: Tensor) -> Tensor:
         if isinstance(self.words, _TiedWords):
             return F.linear(mixed_BKH, self.embedding.weight, self.words.bias)
-        logits_BKV: Tensor = self.words(mixed_BKH)
-        return logits_BKV
+        return super()._word_scores(mixed_BKH)
 
 
 class _TiedWords(nn.Module):

@@ -62,6 +62,18 @@ def test_teacher_forcing_and_steps_agree(decoder, global_feature):
             torch.testing.assert_close(logits, forced[:, :, t])
 
 
+@pytest.mark.parametrize(("decoder", "global_feature"), DECODERS)
+def test_only_the_steps_asked_for_are_scored(decoder, global_feature):
+    network = tiny_network(decoder, global_feature=global_feature)
+    words = torch.randint(0, 16, (2, 3, 5))
+    asked = torch.rand(2, 3, 5) < 0.5
+    with torch.inference_mode():
+        all_of_them, attention = network.decoder(features := torch.randn(2, 4, 1280), words)
+        some, same_attention = network.decoder(features, words, asked)
+    torch.testing.assert_close(some, all_of_them[asked])
+    torch.testing.assert_close(same_attention, attention)
+
+
 def test_reorder_moves_beams_and_leaves_images():
     decoder = tiny_network("attention").decoder
     with torch.inference_mode():
