@@ -1,12 +1,17 @@
 """What a stranger gets the minute after `git clone`: the shipped checkpoint on real photos."""
 
+import json
 from pathlib import Path
 
 import pytest
 import skimage
+from PIL import Image
 
+from app import loading
 from app.captioner.pipeline import Captioner
+from app.cli import main
 from app.settings import PROJECT_ROOT, Settings
+from support.drawn import saved
 from support.fake import serving
 
 PHOTOS = Path(skimage.__file__).parent / "data"
@@ -83,3 +88,46 @@ async def test_the_service_serves_it(captioner):
     words = body["results"][0]["candidates"][0]["words"]
     assert " ".join(word["text"] for word in words) == body["results"][0]["caption"]
     assert all(len(word["attention"]) == 7 and len(word["attention"][0]) == 7 for word in words)
+
+
+def plain(width: int, height: int, kind: str) -> bytes:
+    return saved(Image.new("RGB", (width, height), (180, 40, 90)), kind)
+
+
+@pytest.fixture
+def odd_files(tmp_path):
+    """Give files of which something is to be known, with a word of what, and a photo."""
+    astronaut = (PHOTOS / "astronaut.png").read_bytes()
+    jpeg = saved(Image.open(PHOTOS / "astronaut.png"), "JPEG")
+    files = {
+        "photo.png": (astronaut, None),
+        "cut.jpg": (jpeg[: len(jpeg) * 9 // 10], "ends early"),
+        "pixel.png": (plain(1, 1, "PNG"), "one colour"),
+        "plain.jpg": (plain(640, 480, "JPEG"), "one colour"),
+    }
+    for name, (data, _) in files.items():
+        (tmp_path / name).write_bytes(data)
+    return tmp_path, {name: expected for name, (_, expected) in files.items()}
+
+
+async def test_what_shows_nothing_and_what_ends_early_has_a_warning(captioner, odd_files):
+    place, expected = odd_files
+    async with serving(captioner) as client:
+        for name, word in expected.items():
+            answer = await client.post("/v1/captions", content=(place / name).read_bytes())
+            (result,) = answer.json()["results"]
+            assert result["caption"]
+            assert word in result["warning"] if word else "warning" not in result
+
+
+def test_the_command_warns_too(captioner, odd_files, monkeypatch, capsys):
+    place, expected = odd_files
+    monkeypatch.setattr(loading, "load_captioner", lambda _: captioner)
+    assert main(["caption", "--json", *(str(place / name) for name in expected)]) == 0
+    out, err = capsys.readouterr()
+    told = {
+        Path(line["image"]).name: line.get("warning")
+        for line in map(json.loads, out.split("\n")[:-1])
+    }
+    for name, word in expected.items():
+        assert word in told[name] and f"{name}: {told[name]}" in err if word else not told[name]

@@ -59,15 +59,27 @@ class Candidates(tuple[Caption, ...]):  # noqa: SLOT001 - a tuple cannot have sl
 
     Attributes:
         tags: what the image may show, the likeliest first; None where the network has no classes.
+        one_colour: there is nothing to see in the image: it is a single pixel, or plain.
     """
 
     tags: tuple[Tag, ...] | None
+    one_colour: bool
 
-    def __new__(cls, captions: Iterable[Caption] = (), tags: tuple[Tag, ...] | None = None) -> Self:
+    def __new__(
+        cls,
+        captions: Iterable[Caption] = (),
+        tags: tuple[Tag, ...] | None = None,
+        *,
+        one_colour: bool = False,
+    ) -> Self:
         """Join them."""
         made = super().__new__(cls, captions)
-        made.tags = tags
+        made.tags, made.one_colour = tags, one_colour
         return made
+
+    def told_as(self, captions: Iterable[Caption]) -> Self:
+        """Say the same of the image in other captions."""
+        return type(self)(captions, self.tags, one_colour=self.one_colour)
 
 
 def to_captions(

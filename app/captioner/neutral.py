@@ -40,7 +40,7 @@ def neutral(candidates: Candidates) -> Candidates:
         known = merged.get(caption.text)
         merged[caption.text] = caption if known is None else _sum(known, caption)
     ranked = sorted(merged.values(), key=lambda caption: -caption.score)
-    return type(candidates)(ranked, candidates.tags)
+    return candidates.told_as(ranked)
 
 
 def neutral_text(text: str) -> str:

@@ -19,7 +19,7 @@ from app.captioner.engines.engine import Engine, Precision, Stage
 from app.captioner.errors import CheckpointError, ImageError
 from app.captioner.image import decode as decode_
 from app.captioner.image.decode import EncodedImage, Pixels, is_quick
-from app.captioner.image.fit import fit
+from app.captioner.image.fit import fit, is_one_colour
 from app.captioner.manifest import Golden, Manifest
 from app.captioner.search import StillWaiting, always_waiting
 from app.captioner.vocabulary import Vocabulary
@@ -182,6 +182,7 @@ class Captioner:
             if found.beams is not None:
                 told = to_captions(found.beams, self.vocabulary, self._confidence)
                 for n, candidates in zip(found.images, told, strict=True):
+                    candidates.one_colour = is_one_colour(ready[numbers[n]], self._geometry.fit)
                     captions[numbers[n]] = candidates
         return BatchResult(tuple(captions), refused, stages)
 

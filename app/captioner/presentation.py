@@ -4,12 +4,15 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from app.captioner.captions import Candidates, Caption
+from app.captioner.image import formats
 from app.captioner.neutral import neutral
 
 Style = Literal["sentence", "alt"]
 LOW_CONFIDENCE: Final = "low_confidence"
 MOST_ALT_CHARACTERS = 125
 """Screen readers cut longer alternative texts, or read them in pieces."""
+_CUT: Final = "The file ends early: the caption is of the part that is there."
+_ONE_COLOUR: Final = "The image is all of one colour: the caption is a guess at nothing."
 _EMPTY_BEGINNINGS: Final = tuple(
     f"{article} {kind} of "
     for article in ("a", "an", "the")
@@ -55,11 +58,18 @@ def told(candidates: Candidates, how: Presentation) -> Told:
     """
     chosen = neutral(candidates) if how.neutral else candidates
     captions = [_alt(each) for each in chosen] if how.style == "alt" else chosen
-    found = Told(captions, candidates.tags)
+    found = Told(captions, candidates.tags, one_colour=candidates.one_colour)
     confidence = found[0].confidence
     below = None not in (how.min_confidence, confidence) and confidence < how.min_confidence  # type: ignore[operator]
     found.withheld = LOW_CONFIDENCE if below else None
     return found
+
+
+def warning(found: Told, data: bytes) -> str | None:
+    """Say what to know about the captions of a file; None where there is nothing."""
+    said = [_CUT] if formats.ends_early(data) else []
+    said += [_ONE_COLOUR] if found.one_colour else []
+    return " ".join(said) or None
 
 
 def _alt(caption: Caption) -> Caption:

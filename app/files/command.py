@@ -166,8 +166,9 @@ def _with_progress(outcomes: Iterator[Outcome], total: int, *, hidden: bool) -> 
 
 def _written(outcome: Outcome, writes: Sequence[Write]) -> bool:
     """Write a caption wherever it was asked for; a bad photo is told and spares the others."""
+    if said := outcome.error or outcome.warning:
+        complain(f"{outcome.source.name}: {said}")
     if outcome.error:
-        complain(f"{outcome.source.name}: {outcome.error}")
         return False
     try:
         for write in writes:

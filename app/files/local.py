@@ -1,18 +1,24 @@
 """Photos -> captions in this process, in batches on all cores."""
 
+import itertools
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from app.captioner.errors import ImageError
-from app.captioner.presentation import Presentation, Told, told
+from app.captioner.presentation import Presentation, Told, told, warning
 from app.files.outcome import Candidate, Outcome, Source, reason
 
 if TYPE_CHECKING:
     from app.captioner.image.decode import EncodedImage, Pixels
     from app.captioner.pipeline import Captioner
+
+
+class _Photo(NamedTuple):
+    data: bytes
+    image: "Pixels | EncodedImage"
 
 
 class LocalCaptioner:
@@ -59,34 +65,33 @@ class LocalCaptioner:
     def _batch(self, sources: Sequence[Source]) -> list[Outcome]:
         """Caption one batch; a bad photo is told about and spares the others."""
         read = [self._read(source) for source in sources]
-        images = [image for image in read if not isinstance(image, str)]
-        found = self._captioner.caption(images)
-        captioned = iter(range(len(images)))
+        found = self._captioner.caption([each.image for each in read if isinstance(each, _Photo)])
+        captioned = itertools.count()
         outcomes = []
-        for source, image in zip(sources, read, strict=True):
-            if isinstance(image, str):
-                outcomes.append(Outcome(source, (), image))
-                continue
-            b = next(captioned)
-            if b in found.refused:
+        for source, each in zip(sources, read, strict=True):
+            if isinstance(each, str):
+                outcomes.append(Outcome(source, (), each))
+            elif (b := next(captioned)) in found.refused:
                 outcomes.append(Outcome(source, (), str(found.refused[b])))
-                continue
-            outcomes.append(self._told(source, told(found.captions[b], self._how)))
+            else:
+                outcomes.append(self._told(source, told(found.captions[b], self._how), each.data))
         return outcomes
 
-    def _told(self, source: Source, found: Told) -> Outcome:
+    def _told(self, source: Source, found: Told, data: bytes) -> Outcome:
         candidates = tuple(
             Candidate(each.text, each.log_prob, each.score, each.confidence)
             for each in found[: self._n_best]
         )
         tags = None if found.tags is None else tuple((t.label, t.probability) for t in found.tags)
-        return Outcome(source, candidates, withheld=found.withheld, tags=tags)
+        said = warning(found, data)
+        return Outcome(source, candidates, withheld=found.withheld, tags=tags, warning=said)
 
-    def _read(self, source: Source) -> "Pixels | EncodedImage | str":
+    def _read(self, source: Source) -> "_Photo | str":
         """Give a photo for the batch, or what is wrong with it."""
         try:
             data = source.read()
             encoded = self._captioner.encoded(data, max_pixels=self._max_pixels)
-            return encoded or self._captioner.read(data, max_pixels=self._max_pixels)
+            image = encoded or self._captioner.read(data, max_pixels=self._max_pixels)
+            return _Photo(data, image)
         except (OSError, ImageError) as error:
             return reason(error)

@@ -48,7 +48,8 @@ class Outcome:
     """Candidates, best first; or what is wrong with the photo, and no candidates.
 
     ``withheld`` says why the caption is not told, and ``tags`` what the photo may show, as labels
-    with probabilities; None where the checkpoint has no classes.
+    with probabilities; None where the checkpoint has no classes. ``warning`` is what to know about
+    the captions.
     """
 
     source: Source
@@ -56,6 +57,7 @@ class Outcome:
     error: str = ""
     withheld: str | None = None
     tags: tuple[tuple[str, float], ...] | None = None
+    warning: str | None = None
 
     @property
     def caption(self) -> str | None:

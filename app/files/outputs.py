@@ -59,6 +59,7 @@ def _as_json(outcome: Outcome, *, ensure_ascii: bool = False) -> str:
         "confidence": best.confidence,
         **({"withheld": outcome.withheld} if outcome.withheld else {}),
         **({"tags": _tags(outcome)} if outcome.tags is not None else {}),
+        **({"warning": outcome.warning} if outcome.warning else {}),
         "candidates": [vars(candidate) for candidate in outcome.candidates],
     }
     return json.dumps(line, ensure_ascii=ensure_ascii)

@@ -54,4 +54,5 @@ def _outcome(source: Source, result: Result[Path | bytes]) -> Outcome:
         Candidate(each.text, each.log_prob, each.score, each.confidence)
         for each in result.caption.candidates
     )
-    return Outcome(source, told, withheld=result.caption.withheld, tags=result.caption.tags)
+    said = result.caption
+    return Outcome(source, told, withheld=said.withheld, tags=said.tags, warning=said.warning)

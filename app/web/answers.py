@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 from fastapi import Response
 
-from app.captioner.image import formats
-from app.captioner.presentation import Told
+from app.captioner.presentation import Told, warning
 from app.serving.service import CaptionService
 from app.web import problems
 from app.web.forms import CaptionRequest, Upload
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
-_CUT = "The file ends early: the caption is of the part that is there."
 _LOOP_CAPTIONS = 4  # whose words are written within a millisecond or two
 
 
@@ -92,8 +90,8 @@ def _refused(upload: Upload, error: Exception, request_id: str) -> RefusedImage:
 
 def _captioned(upload: Upload, told: "Told", options: Options) -> CaptionedImage:
     members: dict[str, Any] = {"withheld": told.withheld} if told.withheld else {}
-    if formats.ends_early(upload.data):
-        members["warning"] = _CUT
+    if said := warning(told, upload.data):
+        members["warning"] = said
     if options.tags or told.withheld:
         known = told.tags
         members["tags"] = known if known is None else [TagOut(**tag._asdict()) for tag in known]

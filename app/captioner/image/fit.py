@@ -15,6 +15,8 @@ Resampling = Literal["bilinear"]
 
 _FILTERS: Final = {"bilinear": Image.Resampling.BILINEAR}
 _FLATTEST = 64  # times the square: a taller image is shortened before anything
+_PLAIN = 3  # of 255: a JPEG of one colour comes back as several that are as near
+_PEEK = 16
 _PAD_GREY = 117  # the mean of ImageNet: near zero once normalised
 
 
@@ -40,6 +42,16 @@ def fit(
         return np.array(_padded(image, size_px, kernel))
     box = _middle(image.size) if how == "crop" else (0, 0, *image.size)
     return np.array(_resized(image, (size_px, size_px), kernel, box))
+
+
+def is_one_colour(pixels_SSC: Pixels, how: Fit) -> bool:
+    """Say whether a square that `fit` made shows nothing: a plain image, or one of one pixel."""
+    if np.ptp(pixels_SSC[::_PEEK, ::_PEEK], axis=(0, 1)).max() > _PLAIN and how != "pad":
+        return False  # nearly every photo
+    colours_NC = pixels_SSC.reshape(-1, 3)
+    if how == "pad":
+        colours_NC = colours_NC[(colours_NC != _PAD_GREY).any(axis=1)]
+    return not colours_NC.size or bool(np.ptp(colours_NC, axis=0).max() <= _PLAIN)
 
 
 _Box = tuple[int, int, int, int]

@@ -63,6 +63,7 @@ class Caption:
         withheld: Why there is no sentence.
         tags: What the image may show, with probabilities; None where it was not asked, or the
             service cannot tell.
+        warning: What to know about the sentence; None where there is nothing.
     """
 
     text: str | None
@@ -73,6 +74,7 @@ class Caption:
     confidence: float | None = None
     withheld: str | None = None
     tags: tuple[tuple[str, float], ...] | None = None
+    warning: str | None = None
 
     @classmethod
     def of(cls, answer: Mapping[str, Any]) -> Self:
@@ -88,6 +90,7 @@ class Caption:
             confidence=result.get("confidence"),
             withheld=result.get("withheld"),
             tags=_tags(result.get("tags")),
+            warning=result.get("warning"),
         )
 
 

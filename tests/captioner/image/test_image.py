@@ -25,7 +25,7 @@ from app.captioner.errors import (
     UnsupportedImage,
 )
 from app.captioner.image.decode import cost
-from app.captioner.image.fit import fit
+from app.captioner.image.fit import fit, is_one_colour
 from app.captioner.image.formats import ends_early
 from support.drawn import MAX_PIXELS, photo, read, saved
 
@@ -688,6 +688,15 @@ class TestAnyBytes:
         answers(bytes(mutated))
 
 
+@pytest.mark.parametrize("how", ["squeeze", "crop", "pad"])
+@pytest.mark.parametrize("colour", [(0, 0, 0), (117, 117, 117), (255, 0, 9)])
+def test_a_plain_image_is_told_from_one_with_a_speck(how, colour):
+    pixels = np.full((300, 400, 3), colour, np.uint8)
+    assert is_one_colour(fit(pixels, size_px=224, how=how), how)
+    pixels[140:160, 190:210] = 128, 255, 0
+    assert not is_one_colour(fit(pixels, size_px=224, how=how), how)
+
+
 def test_the_decoder_knows_no_torch():
     program = "import sys, app.captioner.image.decode; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True)
@@ -749,7 +758,7 @@ data = pathlib.Path(sys.argv[1]).read_bytes()""",
 )
 FITTED = PEAK.format(
     before="""import numpy as np
-from app.captioner.image.fit import fit
+from app.captioner.image.fit import fit, is_one_colour
 def work(*shape):
     fit(np.zeros(shape, np.uint8), size_px=224, how="squeeze")
 work(500, 500, 3)""",
