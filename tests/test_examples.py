@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("README.md", "docs/api.md", "docs/dialects.md", "deploy/client/README.md")
 NEEDED = ("openai", "ollama", "huggingface_hub", "tritonclient")
+GENERATED = "captions"  # by openapi-generator, where somebody has made and installed it
 SAID = "a black dog is running through the grass"
 
 
@@ -19,6 +20,7 @@ def examples():
         text = (ROOT / page).read_text(encoding="utf-8")
         for code in re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
             name = next((one for one in NEEDED if one in code), "ours")
+            name = GENERATED if f"from {GENERATED} import" in code else name
             yield pytest.param(code, name, id=f"{page}-{name}")
 
 
@@ -50,4 +52,4 @@ def environment():
 
 def test_every_dialect_with_a_client_has_an_example():
     needed = {each.values[1] for each in examples()}
-    assert needed == {*NEEDED, "ours"}
+    assert needed == {*NEEDED, GENERATED, "ours"}

@@ -58,7 +58,10 @@ class Direct(APIRoute):
         await response(scope, receive, send)
 
 
-router = APIRouter(route_class=Direct)
+router = APIRouter(
+    route_class=Direct,
+    generate_unique_id_function=lambda route: route.name,  # a generated client's methods
+)
 
 _WHOLE_REQUEST = (Overloaded, NotReady, Closed, DeadlineExceeded)  # not the fault of one image
 _CAPTION_PROBLEMS = (
@@ -236,7 +239,7 @@ async def startupz(request: Request) -> JSONResponse:
     return _probe(app_state_of(request).health.startupz())
 
 
-@router.get("/healthz", summary="The same as /readyz", responses=_PROBE_RESPONSES)
+@router.get("/healthz", name="healthz", summary="The same as /readyz", responses=_PROBE_RESPONSES)
 @router.get("/readyz", summary="Should work come here?", responses=_PROBE_RESPONSES)
 async def readyz(request: Request) -> JSONResponse:
     """Answer ``GET /readyz`` and ``GET /healthz``."""

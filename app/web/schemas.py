@@ -130,38 +130,26 @@ SECURITY_SCHEMES: dict[str, Any] = {
 SECURITY: list[dict[str, list[str]]] = [{"bearer": []}, {"apiKey": []}, {}]
 """What an operation that may need a key says; the last one is none."""
 _BINARY = {"type": "string", "format": "binary"}
-_JSON_IMAGE: dict[str, Any] = {
-    "anyOf": [
-        {"type": "string", "contentEncoding": "base64"},
-        {
-            "type": "object",
-            "required": ["data"],
-            "additionalProperties": False,
-            "properties": {"data": {"type": "string", "contentEncoding": "base64"}},
-        },
-        {
-            "type": "object",
-            "required": ["url"],
-            "additionalProperties": False,
-            "properties": {"url": {"type": "string", "format": "uri", "maxLength": 2048}},
-        },
-    ]
+_JSON_IMAGE: dict[str, Any] = {  # one model with two members: an anyOf is hard to use in a client
+    "title": "ImageInput",
+    "description": "Either data or url. A plain string of base64 is read too.",
+    "type": "object",
+    "additionalProperties": False,
+    "minProperties": 1,
+    "maxProperties": 1,
+    "properties": {
+        "data": {"type": "string", "contentEncoding": "base64"},
+        "url": {"type": "string", "format": "uri", "maxLength": 2048},
+    },
 }
 # Options are in the query: in a form too, a generated client would have each of them twice.
+# JSON comes first: clients of openapi-generator send what comes first, and say JSON if they can.
 REQUEST_BODY: dict[str, Any] = {
     "required": True,
     "content": {
-        "multipart/form-data": {
-            "schema": {
-                "type": "object",
-                "required": ["image"],
-                "properties": {"image": {"type": "array", "items": _BINARY}},
-            },
-            "encoding": {"image": {"contentType": "image/*"}},
-        },
-        "application/octet-stream": {"schema": _BINARY},  # or image/*, which generators do not know
         "application/json": {
             "schema": {
+                "title": "CaptionRequest",
                 "type": "object",
                 "required": ["images"],
                 "additionalProperties": False,
@@ -172,6 +160,15 @@ REQUEST_BODY: dict[str, Any] = {
             },
             "example": {"images": [{"data": "/9j/4AAQSkZJRgABAQ=="}], "n_best": 3, "words": True},
         },
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "required": ["image"],
+                "properties": {"image": {"type": "array", "items": _BINARY}},
+            },
+            "encoding": {"image": {"contentType": "image/*"}},
+        },
+        "application/octet-stream": {"schema": _BINARY},  # or image/*, which generators do not know
     },
 }
 

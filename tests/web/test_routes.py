@@ -397,6 +397,12 @@ async def test_openapi_is_what_generators_can_use():
     assert len(names) == len(set(names))
     ids = [each["operationId"] for path in openapi["paths"].values() for each in path.values()]
     assert len(ids) == len(set(ids))
+    assert {"caption_images", "list_checkpoints", "livez", "readyz", "healthz"} <= set(ids)
+    # openapi-generator's clients say JSON if it is offered, and send what comes first
+    body = operation["requestBody"]["content"]
+    assert next(iter(body)) == "application/json"
+    image = body["application/json"]["schema"]["properties"]["images"]["items"]
+    assert set(image["properties"]) == {"data", "url"}
 
 
 async def test_every_reference_of_openapi_leads_somewhere():

@@ -642,7 +642,11 @@ def test_it_fits_every_width_in_both_colours_and_axe_finds_nothing(browser, widt
 def test_the_documentation_is_interactive_and_asks_nobody_else(browser, service):
     browser.get(f"{service.url}/docs")
     browser.wait_for(".opblock", len(httpx.get(f"{service.url}/openapi.json").json()["paths"]))
-    browser.one("#operations-default-list_checkpoints_v1_models_get button").click()
+    browser.one("#operations-default-caption_images button").click()
+    browser.wait_for(".try-out__btn")[0].click()
+    assert browser.one("#operations-default-caption_images input[type=file]")  # not JSON to type
+    browser.one("#operations-default-caption_images button").click()
+    browser.one("#operations-default-list_checkpoints button").click()
     browser.wait_for(".try-out__btn")[0].click()
     browser.wait_for("button.execute")[0].click()
     browser.wait_for(".live-responses-table .response")
