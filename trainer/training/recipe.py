@@ -68,6 +68,7 @@ class Stage(_Part):
             captions it draws itself; ``language`` trains the decoder on sentences without images;
             ``average`` takes no step, it tries the mean of earlier epochs' weights.
         epochs: passes over the training images.
+        patience: epochs without a better dev score after which the stage ends early; 0 for never.
         batch_images: images of a step; each comes with its captions.
         learning_rate: peak rate of the decoder (Adam), 5e-5 by default in ``self_critical``. It
             warms up over `warmup_steps`.
@@ -99,6 +100,7 @@ class Stage(_Part):
 
     kind: Literal["cached", "fine_tune", "self_critical", "language", "average"]
     epochs: int = Field(ge=1)
+    patience: int = Field(default=0, ge=0)
     batch_images: int = Field(default=32, ge=1)
     learning_rate: float = Field(default=5e-4, gt=0)
     schedule: Literal["cosine", "constant"] = "cosine"

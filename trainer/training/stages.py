@@ -71,6 +71,8 @@ class StageTrainer:
     def train(self) -> None:
         """Go through the epochs that are left."""
         for epoch in range(self.progress.epoch, self.stage.epochs):
+            if self._is_out_of_patience():
+                break
             started = time.monotonic()
             row: dict[str, Any] = {
                 "stage": self.progress.stage,
@@ -87,6 +89,13 @@ class StageTrainer:
             self._close_epoch(epoch, reverted="reverted" in row)
         if self.average:
             self.average.apply()
+
+    def _is_out_of_patience(self) -> bool:
+        """Early stopping (Prechelt 1998): say whether too many epochs brought nothing better."""
+        history = self.progress.history
+        mine = [row for row, each in enumerate(history) if each["stage"] == self.progress.stage]
+        since_best = [row for row in mine if row > self.progress.best_row]
+        return 0 < self.stage.patience <= len(since_best)
 
     def _set_dropout(self, network: Network) -> None:
         asked, usual = self.stage.dropout, network.architecture.dropout

@@ -74,6 +74,20 @@ def test_when_dev_falls_the_best_weights_come_back_at_half_the_rate(place, prete
     assert same_weights(kept["network"], best(place))
 
 
+def test_a_stage_ends_early_when_dev_no_longer_improves(place, pretend):
+    write_stages(place, CACHED.format(9) + "patience = 2\n", CACHED.format(1))
+    pretend(0.2, 0.3, 0.1, 0.25, 0.5)
+    assert fit(place, "run") == 0
+    assert [row["stage"] for row in log(place, "run")] == [0, 0, 0, 0, 1]
+
+
+def test_a_stage_is_patient_from_its_own_first_epoch_on(place, pretend):
+    write_stages(place, CACHED.format(2), CACHED.format(9) + "patience = 2\n")
+    pretend(0.5, 0.1, 0.2, 0.3)
+    assert fit(place, "run") == 0
+    assert [row["stage"] for row in log(place, "run")] == [0, 0, 1, 1]
+
+
 @pytest.mark.parametrize("start", ["best", "last"])
 def test_self_critical_training_starts_where_it_is_told(place, pretend, monkeypatch, start):
     write_stages(place, CACHED.format(2), SELF_CRITICAL + f'starts_from = "{start}"\n')
