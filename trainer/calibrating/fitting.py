@@ -31,6 +31,8 @@ NO_PHOTOS = "no photos"
 COMPONENTS = 64
 DRAWN = 195
 DRAWN_TO_LEARN = 650
+FEWEST = 40
+"""Captions that are right, and that are wrong, of all dev images together."""
 _BATCH = 8
 _FOLDS = 5
 _REGULARISATION = 1.0
@@ -94,7 +96,7 @@ def fit_confidence(
         domains: images that it was not trained on, the kind it is made for first.
 
     Raises:
-        TrainerError: all captions are right, or all are wrong.
+        TrainerError: fewer than `FEWEST` captions of photos are right, or wrong.
     """
     size_px = checkpoint.manifest.image.size_px
     known_NW = _known(engine, training.squares, training.name)
@@ -107,6 +109,7 @@ def fit_confidence(
     drawn = no_photos(DRAWN, size_px=size_px, seed=1)
     everything = [*domains, Domain(NO_PHOTOS, drawn, [()] * len(drawn))]
     told = [_told(engine, checkpoint, unfitted, domain) for domain in everything]
+    _check_enough(told[:-1])
     held_out = _cross_validated(told)
     by_domain = {
         domain.name: reliability(confidence_N[each.is_best_N], each.right_N[each.is_best_N])
@@ -118,6 +121,17 @@ def fit_confidence(
     model = unfitted._replace(**_regression(*_joined(told))._asdict())
     arrays = {name: np.ascontiguousarray(_small(each)) for name, each in model._asdict().items()}
     return Fitted(save(arrays), by_domain, apart or 0.0)
+
+
+def _check_enough(told: Sequence[_Told]) -> None:
+    """Refuse what would learn a dozen signals from a handful of captions by heart."""
+    right_N = np.concatenate([each.right_N[each.is_best_N] for each in told])
+    right, wrong = int(right_N.sum()), int((~right_N).sum())
+    if min(right, wrong) < FEWEST:
+        raise TrainerError(
+            f"no confidence can be fitted: of the captions of dev images {right} are right and "
+            f"{wrong} wrong, and it takes {FEWEST} of each"
+        )
 
 
 def _small(array: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:

@@ -11,6 +11,7 @@ from app.captioner.captions import Caption
 from app.captioner.checkpoint import load as load_checkpoint
 from app.captioner.engines.engine import Precision
 from app.captioner.pipeline import Captioner
+from app.captioner.presentation import Presentation
 from trainer.commands.arguments import (
     add_device,
     add_rules,
@@ -51,6 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--captions", type=Path, metavar="FILE", help="write the captions, JSONL")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the scores as JSON")
     parser.add_argument("--report", type=Path, metavar="DIR", help="write a page to look at there")
+    parser.add_argument(
+        "--neutral", action="store_true", help="score captions without gender, as ?neutral=true"
+    )
     add_search(parser)
     add_rules(parser)
     add_device(parser)
@@ -118,7 +122,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _evaluated(captioner: Captioner, data: Path, args: argparse.Namespace) -> _Evaluated:
     split = read_split(data, args.split, images=args.images)
-    captions = caption_split(captioner, split)
+    captions = caption_split(captioner, split, Presentation(neutral=args.neutral))
     texts, references = caption_texts(captions), references_of(split)
     tutorial = tutorial_score(texts, references) if args.rules == "tutorial" else None
     training = training_captions(data, evaluated=args.split)

@@ -7,10 +7,11 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from app.captioner.captions import Caption
+from app.captioner.captions import Candidates, Caption
 from app.captioner.errors import ImageError
 from app.captioner.image.decode import Pixels
 from app.captioner.pipeline import Captioner
+from app.captioner.presentation import Presentation, told
 from app.captioner.vocabulary import TOKENISER
 from trainer.data.flickr8k import TOKEN_FILE, Example, Split, list_path, split_names
 from trainer.data.pixels import MAX_PIXELS
@@ -20,6 +21,7 @@ from trainer.scoring.scores import Scores, score
 from trainer.scoring.things import things
 
 BATCH_IMAGES = 16
+AS_IT_IS = Presentation()
 
 
 def evaluate(
@@ -43,13 +45,15 @@ def evaluate(
     return score_split(candidates, split, training=training, tokeniser_name=name), candidates
 
 
-def caption_split(captioner: Captioner, split: Split) -> dict[str, Caption]:
-    """Give the best caption of every image of a split.
+def caption_split(
+    captioner: Captioner, split: Split, how: Presentation = AS_IT_IS
+) -> dict[str, Caption]:
+    """Give the best caption of every image of a split, as it is told.
 
     Raises:
         DataError: an image cannot be read; the message names it.
     """
-    return dict(_captions(captioner, split))
+    return {image: told(found, how)[0] for image, found in _candidates(captioner, split)}
 
 
 def caption_texts(captions: Mapping[str, Caption]) -> dict[str, str]:
@@ -86,14 +90,14 @@ def confidence_and_right(
     return np.array(confidences, np.float64), np.array(right)
 
 
-def _captions(captioner: Captioner, split: Split) -> Iterator[tuple[str, Caption]]:
+def _candidates(captioner: Captioner, split: Split) -> Iterator[tuple[str, Candidates]]:
     examples = split.examples
     starts = range(0, len(examples), BATCH_IMAGES)
     for start in tqdm(starts, f"captions {split.name}", unit="batch"):
         batch = examples[start : start + BATCH_IMAGES]
         found = captioner.caption([_read(captioner, example) for example in batch]).captions
         for example, candidates in zip(batch, found, strict=True):
-            yield example.image, candidates[0]
+            yield example.image, candidates
 
 
 def _read(captioner: Captioner, example: Example) -> Pixels:

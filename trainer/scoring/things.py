@@ -72,6 +72,11 @@ def gender_error(text: str, references: Sequence[str]) -> bool | None:
     return said != written
 
 
+def unsupported_gender(text: str, references: Iterable[str]) -> bool:
+    """Say whether a caption gives a gender that no reference gives."""
+    return not _genders(text) <= set().union(*map(_genders, references))
+
+
 def _genders(text: str) -> set[str]:
     words = set(tokenise(text))
     return {name for name, of in (("women", WOMEN), ("men", MEN)) if words & of}

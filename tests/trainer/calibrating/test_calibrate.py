@@ -17,6 +17,7 @@ from trainer.__main__ import main
 from trainer.calibrating import attributes, fitting
 from trainer.calibrating.fitting import NO_PHOTOS, Domain, fit_confidence, scores_of
 from trainer.calibrating.no_photos import no_photos
+from trainer.errors import TrainerError
 from trainer.publishing.publish import publish
 
 DOG, GIRL = 5, 9  # ids of words of the tiny vocabulary
@@ -83,6 +84,7 @@ def few(monkeypatch):
     """Few drawings: what a tiny network says is not worth many."""
     monkeypatch.setattr(fitting, "DRAWN", 20)
     monkeypatch.setattr(fitting, "DRAWN_TO_LEARN", 20)
+    monkeypatch.setattr(fitting, "FEWEST", 1)
     monkeypatch.setattr(attributes, "LEAST_IMAGES", 2)
 
 
@@ -132,3 +134,9 @@ def test_where_all_captions_are_wrong_it_says_so(tmp_path, few, capsys):
     assert main([*arguments, "--data", str(data)]) == 1
     assert "captions get no confidence: " in capsys.readouterr().out
     assert not (tmp_path / "store" / "tiny" / "2").exists()
+
+
+def test_a_handful_of_captions_is_not_learned_by_heart():
+    few = kind("home", 60, seed=1)
+    with pytest.raises(TrainerError, match="it takes 40 of each"):
+        fit_confidence(as_loaded(tiny_unpublished()), Seer(), kind("training", 80, seed=0), [few])

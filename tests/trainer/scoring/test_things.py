@@ -68,4 +68,11 @@ def test_faithfulness_counts_each_kind_of_error():
     )
     assert (found.right, found.hallucinating, found.wrong_number) == (0.25, 0.25, 0.25)
     assert (found.gender_said, found.gender_wrong) == (0.5, 0.5)
+    assert found.gender_unsupported == 0.25
     assert "right captions 25.0%" in found.as_text()
+
+
+def test_captions_in_another_language_are_not_judged():
+    said = {"a": "ein hund läuft", "b": "ein ball", "c": "eine katze"}
+    found = faithfulness(said, {name: ["Ein Hund ."] for name in said})
+    assert "not judged" in found.as_text()
