@@ -14,8 +14,9 @@ from app.settings import Settings
 ROOT = Path(__file__).parents[1]
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
-DEPLOYMENT, SERVICE = yaml.safe_load_all(
-    (ROOT / "deploy/kubernetes.yaml").read_text(encoding="utf-8")
+DEPLOYMENT, SERVICE = (
+    yaml.safe_load((ROOT / f"deploy/kubernetes/base/{name}.yaml").read_text(encoding="utf-8"))
+    for name in ("deployment", "service")
 )
 POD = DEPLOYMENT["spec"]["template"]["spec"]
 CONTAINER = POD["containers"][0]
