@@ -240,6 +240,22 @@ def test_kserve_gets_the_pod_of_the_others():
     assert probes <= {route.path for route in KSERVE.routes}
     assert own["timeout"] > DEFAULTS["deadline_s"]
     assert container["ports"][0]["containerPort"] == DEFAULTS["port"]
+    scraped = overlay("kserve")["InferenceService"]["metadata"]["annotations"]["prometheus.io/port"]
+    assert scraped == environment(own)["CAPTION_ADMIN_PORT"]
+
+
+@pytest.mark.parametrize("name", ["cpu", "canary", "gpu"])
+def test_only_monitoring_reaches_the_operators_port(name):
+    documents = overlay(name)
+    pod = pod_of(name)
+    port = int(environment(pod)["CAPTION_ADMIN_PORT"])
+    assert {"name": "admin", "containerPort": port} in pod["containers"][0]["ports"]
+    callers, monitoring = documents["NetworkPolicy"]["spec"]["ingress"]
+    assert callers["ports"] == [{"port": "http"}]
+    assert monitoring["ports"] == [{"port": "admin"}]
+    assert monitoring["from"][0]["namespaceSelector"]
+    assert documents["ServiceMonitor"]["spec"]["endpoints"][0]["port"] == "admin"
+    assert {each["name"] for each in documents["Service"]["spec"]["ports"]} == {"http", "admin"}
 
 
 def test_nothing_may_leave_a_pod():
