@@ -269,3 +269,14 @@ def test_two_versions_share_nothing_in_the_cluster():
     assert one.keys() == two.keys()
     for kind in one:
         assert two[kind]["metadata"]["name"] == f"{one[kind]['metadata']['name']}-canary"
+
+
+def test_the_alerts_are_a_rule_of_the_operator_by_the_command_that_is_documented():
+    page = (ROOT / "docs/scaling.md").read_text(encoding="utf-8")
+    (command,) = re.findall(r"```\n(\{ printf .*?)```", page, re.DOTALL)
+    command = command.replace("kubectl apply -f -", "cat")
+    done = subprocess.run(["/bin/bash", "-c", command], cwd=ROOT, capture_output=True, check=True)
+    rule = yaml.safe_load(done.stdout)
+    check(rule)
+    alerts = yaml.safe_load((ROOT / "deploy/prometheus/alerts.yml").read_text(encoding="utf-8"))
+    assert rule["spec"] == alerts
