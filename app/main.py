@@ -32,6 +32,7 @@ from app.web.browsers import Browsers
 from app.web.fetching import Fetcher
 from app.web.page import assets
 from app.web.paths import Paths
+from app.web.ports import Ports
 from app.web.problems import Problems
 from app.web.routes import AppState
 from app.web.schemas import SECURITY_SCHEMES
@@ -79,7 +80,11 @@ def create_app(settings: Settings, *, captioner: "Captioner | None" = None) -> F
 
 
 def _files(settings: Settings) -> list[Route]:
-    return assets.routes(page=settings.page, root_path=settings.root_path)
+    return assets.routes(
+        page=settings.page,
+        root_path=settings.root_path,
+        links_docs=settings.admin_port is None,
+    )
 
 
 def _routes(settings: Settings) -> list[BaseRoute]:
@@ -156,6 +161,8 @@ def _guard(app: FastAPI, app_state: AppState) -> None:
         seconds_per_image=lambda: app_state.service.seconds_per_image,
         metrics=app_state.metrics,
     )
+    if app_state.settings.admin_port is not None:
+        app.add_middleware(Ports, admin_port=app_state.settings.admin_port)
     app.add_middleware(Problems)
     dialects = chosen(app_state.settings.dialects)
     if dialects:
@@ -172,7 +179,6 @@ def _guard(app: FastAPI, app_state: AppState) -> None:
             **assets.LABELS,
         },
         templates=[(route.path_regex, route.path) for route in paths if route.param_convertors],
-        tells_client=bool(app_state.settings.trusted_proxies),
     )
     app.add_middleware(Paths, root_path=app_state.settings.root_path)
 

@@ -6,7 +6,7 @@ import math
 import signal
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 
 import structlog
@@ -19,7 +19,7 @@ from app.serving.ending import HardLimit, kill_descendants, leave
 from app.serving.health import State
 from app.serving.self_probe import SelfProbe
 from app.serving.watchdog import Watchdog
-from app.settings import Settings
+from app.settings import Settings, variable
 from app.web.connections import KEPT_FOR_PROBES, Connections, Listener, most_connections
 from app.web.http1 import Http1Connection
 from app.web.routes import AppState
@@ -48,7 +48,7 @@ def serve(app: FastAPI) -> int:
     connections = _connections(app_state.settings, app_state.metrics)
     config = _uvicorn_config(app, app_state.settings, connections)
     log.info("settings", **app_state.settings.model_dump(mode="json"))
-    bound = _bound(app_state.settings)
+    bound = _all_bound(app_state.settings)
     limit = HardLimit()
     with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
         try:
@@ -75,30 +75,40 @@ class CannotListen(Exception):
     """The address cannot be had; the message names it and what would have worked."""
 
 
-def _bound(settings: Settings) -> socket.socket:
-    """Take the address.
+def _all_bound(settings: Settings) -> list[socket.socket]:
+    """Take the addresses, the callers' first.
 
     Raises:
-        CannotListen: It is another program's, or none of this machine.
+        CannotListen: One is another program's, or none of this machine.
     """
+    ports = ["port"] if settings.admin_port is None else ["port", "admin_port"]
+    with ExitStack() as stack:
+        bound = [stack.enter_context(_bound(settings, port)) for port in ports]
+        stack.pop_all()
+    return bound
+
+
+def _bound(settings: Settings, port: str) -> socket.socket:
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     bound = socket.socket(family)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        bound.bind((settings.host, settings.port))
+        bound.bind((settings.host, getattr(settings, port)))
     except OSError as error:
         bound.close()
-        raise CannotListen(_why_not(error, settings)) from None
-    log.info("listening", host=settings.host, port=bound.getsockname()[1])
+        raise CannotListen(_why_not(error, settings, port)) from None
+    log.info("listening", host=settings.host, **{port: bound.getsockname()[1]})
     return bound
 
 
-def _why_not(error: OSError, settings: Settings) -> str:
-    address = f"{settings.host} port {settings.port}"
+def _why_not(error: OSError, settings: Settings, port: str) -> str:
+    address = f"{settings.host} port {getattr(settings, port)}"
+    flag = f"--{port.replace('_', '-')}"
     if error.errno == errno.EADDRINUSE:
-        return f"{address} is taken by another program: choose another with --port or CAPTION_PORT"
+        other = f"{flag} or {variable(port)}"
+        return f"{address} is taken by another program: choose another with {other}"
     reason = error.strerror or error
-    return f"cannot listen on {address}: {reason}: choose another with --host and --port"
+    return f"cannot listen on {address}: {reason}: choose another with --host and {flag}"
 
 
 class _Server(uvicorn.Server):
@@ -171,7 +181,7 @@ def _uvicorn_config(app: FastAPI, settings: Settings, connections: Connections) 
 
 
 async def _serve(
-    server: uvicorn.Server, app_state: AppState, bound: socket.socket, limit: HardLimit
+    server: uvicorn.Server, app_state: AppState, bound: list[socket.socket], limit: HardLimit
 ) -> int:
     ending = _Ending(server, app_state, limit)
     loop = asyncio.get_running_loop()
@@ -185,8 +195,8 @@ async def _serve(
         noted(lag_s)
         logs.pump()
 
-    with SelfProbe(bound, noted), Watchdog(app_state.settings.loop_stuck_after_s, note):
-        await server.serve(sockets=[bound])
+    with SelfProbe(bound[0], noted), Watchdog(app_state.settings.loop_stuck_after_s, note):
+        await server.serve(sockets=bound)
     watch.cancel()
     return 0 if app_state.health.livez().ok else 1
 

@@ -48,7 +48,9 @@ class Settings(BaseSettings):
     precision: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    admin_port: Annotated[int, Field(ge=1, le=65535)] | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_captions: bool = False
     dialects: Annotated[tuple[DialectName, ...], NoDecode] = get_args(DialectName)
 
     min_confidence: Annotated[float, Field(ge=0, le=1)] | None = None
@@ -67,6 +69,7 @@ class Settings(BaseSettings):
     max_inflight_requests: Count = 256
     max_inflight_bytes: Count = 256 * 2**20
     max_inflight_per_key: Count = 64
+    key_requests_per_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     max_connections: Count = 1000
     max_key_share: Annotated[float, Field(gt=0, le=1)] = 0.5
     max_queue: Count = 128
@@ -127,6 +130,12 @@ class Settings(BaseSettings):
     def _keys_are_usable(self) -> Self:
         if not all(_KEY.fullmatch(key.get_secret_value()) for key in self.api_keys):
             raise ValueError("CAPTION_API_KEYS: keys are printable ASCII without spaces")
+        return self
+
+    @model_validator(mode="after")
+    def _ports_differ(self) -> Self:
+        if self.admin_port == self.port:
+            raise ValueError("CAPTION_ADMIN_PORT: expected another port than CAPTION_PORT")
         return self
 
     @model_validator(mode="after")

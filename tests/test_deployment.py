@@ -14,8 +14,9 @@ from app.settings import Settings
 ROOT = Path(__file__).parents[1]
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
-DEPLOYMENT, SERVICE = yaml.safe_load_all(
-    (ROOT / "deploy/kubernetes.yaml").read_text(encoding="utf-8")
+DEPLOYMENT, SERVICE = (
+    yaml.safe_load((ROOT / f"deploy/kubernetes/base/{name}.yaml").read_text(encoding="utf-8"))
+    for name in ("deployment", "service")
 )
 POD = DEPLOYMENT["spec"]["template"]["spec"]
 CONTAINER = POD["containers"][0]
@@ -58,9 +59,33 @@ def test_the_grace_period_is_longer_than_the_drain():
 
 def test_every_file_names_the_same_port():
     assert int(instruction("EXPOSE")) == DEFAULTS["port"]
-    assert CONTAINER["ports"] == [{"name": "http", "containerPort": DEFAULTS["port"]}]
-    assert COMPOSE["services"]["caption"]["ports"] == [f"{DEFAULTS['port']}:{DEFAULTS['port']}"]
+    assert CONTAINER["ports"][0] == {"name": "http", "containerPort": DEFAULTS["port"]}
+    published = COMPOSE["services"]["caption"]["ports"]
+    assert published == [f"127.0.0.1:{DEFAULTS['port']}:{DEFAULTS['port']}"]
     assert SERVICE["spec"]["ports"][0]["targetPort"] == "http"
+
+
+class Overriding(yaml.SafeLoader):
+    """Reads what Compose replaces and does not merge."""
+
+
+Overriding.add_constructor("!override", lambda loader, node: loader.construct_sequence(node))
+
+
+def test_compose_publishes_on_loopback_and_to_the_network_only_with_a_key():
+    public = yaml.load((ROOT / "docker-compose.public.yml").read_text(), Overriding)["services"]  # noqa: S506
+    for name, service in COMPOSE["services"].items():
+        ports = service.get("ports", [])
+        assert all(port.startswith("127.0.0.1:") for port in ports), name
+        if "CAPTION" in str(service) or "build" in service:
+            assert public[name]["environment"]["CAPTION_API_KEYS"].startswith(
+                "${CAPTION_API_KEYS:?"
+            )
+    published = {name: one["ports"] for name, one in public.items() if "ports" in one}
+    assert published == {
+        name: [COMPOSE["services"][name]["ports"][0].removeprefix("127.0.0.1:")]
+        for name in ("caption", "caption-gpu", "balancer")
+    }
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ async def told():
 @pytest.mark.parametrize("expression", [*PANELS, *(rule["expr"] for rule in RULES)])
 async def test_whatever_is_asked_for_is_told(expression):
     asked = METRIC.findall(expression)
-    assert asked or expression.startswith("up{")
+    assert asked or re.search(r"\b(up\{|haproxy_)", expression)  # of others; test_balancer has them
     samples = await told()
     for name, selector in asked:
         assert name in samples, name
@@ -49,6 +49,24 @@ async def test_every_metric_of_ours_is_on_the_dashboard():
     families = {re.sub(r"_(bucket|sum|count|created|total)$", "", name) for name in await told()}
     shown = {re.sub(r"_(bucket|sum|count|total)$", "", name) for name in shown}
     assert {name for name in families if name.startswith("caption_")} - shown == set()
+
+
+def test_every_panel_shows_the_version_and_the_instance_that_are_chosen():
+    variables = {each["name"]: each["query"] for each in DASHBOARD["templating"]["list"]}
+    assert variables.keys() == {"version", "instance"}
+    assert 'version=~"$version"' in variables["instance"]  # a version narrows the instances
+    for expression in PANELS:
+        for name, selector in METRIC.findall(expression):
+            if name != "caption_ready":  # who is not ready may serve no version yet
+                assert re.search(r"\$(instance|version)\b", selector), expression
+            if name in {"caption_requests_total", "caption_images_total"}:
+                assert "$version" in selector, expression
+
+
+@pytest.mark.parametrize("series", ['up{job="caption"}', "caption_ready == 1"])
+def test_somebody_is_called_when_what_should_be_there_is_absent(series):
+    (rule,) = (rule for rule in RULES if rule["expr"] == f"absent({series})")
+    assert rule["labels"]["severity"] == "page"
 
 
 def test_every_alert_says_what_is_wrong_and_where_to_look():
@@ -72,4 +90,6 @@ def test_compose_mounts_every_file_there_is():
     scrape = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text(encoding="utf-8"))
     assert set(scrape["rule_files"]) <= targets
     assert scrape["scrape_configs"][0]["static_configs"] == [{"targets": ["caption:8000"]}]
+    jobs = {each["job_name"] for each in scrape["scrape_configs"]}
+    assert jobs == {job for rule in RULES for job in re.findall(r'job="(\w+)"', rule["expr"])}
     assert all(service["profiles"] == ["watch"] for service in services)

@@ -3,7 +3,7 @@
 A label is a route, never a path.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 from prometheus_client.gc_collector import GCCollector
@@ -19,6 +19,7 @@ class Metrics:
     """The metrics of one app, on a registry of its own."""
 
     def __init__(self) -> None:
+        self._served = ""  # until a checkpoint is
         self.registry = CollectorRegistry()
         self._count_requests()
         self._time_requests()
@@ -30,16 +31,17 @@ class Metrics:
     def _count_requests(self) -> None:
         registry = self.registry
         self.requests = Counter(
-            "caption_requests", "Answers by route and outcome: ok or a code.",
-            ["route", "outcome"], registry=registry,
+            "caption_requests", "Answers by route, outcome (ok or a code), and checkpoint.",
+            ["route", "outcome", "checkpoint"], registry=registry,
         )  # fmt: skip
         self.rejected = Counter(
             "caption_rejected", "Requests turned away before their body was used.",
             ["reason"], registry=registry,
         )  # fmt: skip
         self.images = Counter(
-            "caption_images", "Images by outcome: ok or a code.", ["outcome"], registry=registry
-        )
+            "caption_images", "Images by outcome (ok or a code), and checkpoint.",
+            ["outcome", "checkpoint"], registry=registry,
+        )  # fmt: skip
         self.withheld = Counter(
             "caption_withheld", "Captions not told, by reason.", ["reason"], registry=registry
         )
@@ -125,6 +127,19 @@ class Metrics:
     def follow_log(self, dropped_lines: Callable[[], int]) -> None:
         """Tell what the log has lost; it is the process's own, and older than these metrics."""
         self.registry.register(_Dropped(dropped_lines))
+
+    def serve(self, identity: Mapping[str, str]) -> None:
+        """Take note of the checkpoint that answers from now on: its name, version and sha256."""
+        self.checkpoint.info(dict(identity))
+        self._served = f"{identity['name']}:{identity['version']}"
+
+    def answered(self, route: str, outcome: str) -> None:
+        """Take note of an answer."""
+        self.requests.labels(route, outcome, self._served).inc()
+
+    def captioned(self, outcome: str) -> None:
+        """Take note of what became of an image."""
+        self.images.labels(outcome, self._served).inc()
 
     def dispatched(self, waits_s: Sequence[float], reason: str) -> None:
         """Take note of a batch that leaves the queue."""

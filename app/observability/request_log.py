@@ -32,10 +32,10 @@ _UNMATCHED = "unmatched"
 class RequestLog:
     """Outermost ASGI layer: request id, one log line, request metrics, span, ``Server-Timing``.
 
-    The layers below leave their outcome in ``scope["state"]["outcome"]``. Probes, scrapes
-    and the files of the page leave no span, and their lines whisper. A path that nobody knows is
-    told in the line, so that a wrong prefix can be found; so is the client's address, where proxies
-    are trusted to forward it.
+    The layers below leave their outcome in ``scope["state"]["outcome"]``, what else the line shall
+    say in ``scope["state"]["notes"]``, and fields of the answer in ``scope["state"]["headers"]``.
+    Probes, scrapes and the files of the page leave no span, and their lines whisper. A path that
+    nobody knows is told in the line, so that a wrong prefix can be found.
 
     Args:
         app: What answers.
@@ -43,7 +43,6 @@ class RequestLog:
         tracing: Makes the spans.
         routes: The known paths, and what each is called in metrics and logs.
         templates: Patterns of paths that have a name in them, with what to call each.
-        tells_client: Whether the line has the client's address.
     """
 
     def __init__(
@@ -54,14 +53,12 @@ class RequestLog:
         tracing: Tracing,
         routes: Mapping[str, str],
         templates: Sequence[tuple[re.Pattern[str], str]] = (),
-        tells_client: bool = False,
     ) -> None:
         self.app = app
         self._metrics = metrics
         self._tracing = tracing
         self._routes = routes
         self._templates = templates
-        self._tells_client = tells_client
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -92,10 +89,10 @@ class RequestLog:
         return self._tracing.begin(scope, None if route == _UNMATCHED else route)
 
     def _note(self, request: "_Request", route: str) -> None:
-        self._metrics.requests.labels(route, request.outcome).inc()
+        self._metrics.answered(route, request.outcome)
         self._metrics.request_duration.labels(route).observe(request.duration_s())
         level = logging.DEBUG if route in _QUIET_ROUTES else logging.INFO
-        more = request.about(path=route == _UNMATCHED, client=self._tells_client)
+        more = request.about(path=route == _UNMATCHED)
         structlog.get_logger().log(level, "request", route=route, **more, **request.summary())
 
 
@@ -117,17 +114,24 @@ class _Request:
         self.status: int | None = None
         self.request_id = _request_id(Headers(scope=scope))
         self.stages = Stages()
+        self.notes: dict[str, object] = {}
         scope.setdefault("state", {}).update(
             request_id=self.request_id,
             arrived_s=asyncio.get_running_loop().time(),
             stages=self.stages,
+            notes=self.notes,
+            headers={},
         )
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             timing = {**self.stages.durations_s(), "total": self.duration_s()}
-            ours = {"x-request-id": self.request_id, "server-timing": _server_timing(timing)}
+            ours = {
+                "x-request-id": self.request_id,
+                "server-timing": _server_timing(timing),
+                **self._scope["state"]["headers"],
+            }
             added = [(name.encode(), text.encode()) for name, text in ours.items()]
             message = {**message, "headers": [*message["headers"], *added]}
         await self._send(message)
@@ -140,14 +144,14 @@ class _Request:
     def duration_s(self) -> float:
         return time.perf_counter() - self._started_s
 
-    def about(self, *, path: bool, client: bool) -> dict[str, str]:
-        """Give what a line has only sometimes: the path, and who asked."""
-        told: dict[str, str] = {}
+    def about(self, *, path: bool) -> dict[str, object]:
+        """Give who asked, what the layers below noted, and the path where it has no name."""
+        told: dict[str, object] = {}
         if path:
             told["path"] = echo.message(self._scope["path"])
-        if client and self._scope.get("client"):
+        if self._scope.get("client"):
             told["client"] = echo.field(str(self._scope["client"][0]))
-        return told
+        return told | self.notes
 
     def summary(self) -> dict[str, object]:
         return {

@@ -403,7 +403,7 @@ class CaptionService:
         if self._decoders is not None:
             check = partial(check, decode=self._decoders.decode)
         await self._in_inference_thread(check)
-        self._metrics.checkpoint.info(_identity(captioner))
+        self._metrics.serve(_identity(captioner))
         engine = captioner.engine
         half = max(1, self._settings.max_batch // 2)
         self._batcher.start(

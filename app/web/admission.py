@@ -1,6 +1,6 @@
 """Admission: what a request must satisfy before anything below sees it. Pure ASGI.
 
-Order: key, readiness, encoding, declared length, timeout, room; then the body is read,
+Order: key, readiness, rate, encoding, declared length, timeout, room; then the body is read,
 counted and timed.
 FastAPI would read the whole upload before a dependency could look at the key, Starlette bounds no
 file part, and uvicorn waits for a body for ever.
@@ -33,6 +33,7 @@ from app.web.problems import (
     SlowBody,
     TooManyRequests,
 )
+from app.web.rates import Rates
 
 # Everything else is guarded: a new route is safe before somebody thinks about it.
 OPEN_PATHS = frozenset(
@@ -68,6 +69,7 @@ class Admission:
         self.app = app
         self._settings = settings
         self._keys = Keys(settings.api_keys)
+        self._rates = Rates(settings.key_requests_per_s)
         self._check_accepting = check_accepting
         self._retry_after_s = retry_after_s
         self._has_room = has_room
@@ -85,7 +87,7 @@ class Admission:
             scope["state"]["caller"] = entry.key
             scope["state"]["charge"] = partial(self._inflight.charge_more, entry)
             with self._inflight.entering(entry):
-                body = BufferedBody(await self._read_body(receive, entry))
+                body = BufferedBody(await self._read_body(receive, entry, scope))
                 scope["state"]["deadline_s"] = self._deadline_s(entry)
                 await answer_while_connected(self.app, scope, body, receive, send)
         except Disconnected:
@@ -98,7 +100,11 @@ class Admission:
         headers = Headers(scope=scope)
         try:
             key = self._keys.check(headers)
+            if key is not None:
+                scope["state"]["notes"]["key"] = self._keys.name(key)
             self._check_accepting()
+            now_s = asyncio.get_running_loop().time()
+            scope["state"]["headers"] = self._rates.take(key, now_s)
             _check_encoding(headers)
             declared_bytes = _declared_bytes(
                 headers, scope["method"], self._settings.max_upload_bytes
@@ -129,7 +135,7 @@ class Admission:
         if not self._has_room(key):
             raise TooManyRequests(self._settings.max_queue_per_key, self._retry_after_s())
 
-    async def _read_body(self, receive: Receive, entry: Entry) -> bytes:
+    async def _read_body(self, receive: Receive, entry: Entry, scope: Scope) -> bytes:
         limit, arrived = self._settings.max_upload_bytes, partial(self._inflight.arrived, entry)
         try:
             with self._inflight.uploading(entry) as reading:
@@ -140,6 +146,8 @@ class Admission:
             raise _Refused(DeadlineExceeded() if late else SlowBody()) from None
         except (RequestError, Overloaded) as reason:
             raise _Refused(reason) from None
+        finally:
+            scope["state"]["notes"]["bytes"] = entry.arrived_bytes
 
     async def _refuse(self, reason: Exception, scope: Scope, receive: Receive, send: Send) -> None:
         self._metrics.rejected.labels(problems.problem_type_of(reason).code).inc()

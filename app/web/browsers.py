@@ -10,7 +10,7 @@ _ASKED = (
     "accept", "authorization", "content-type", "traceparent", "tracestate", "x-api-key",
     "x-request-id", "x-request-timeout",
 )  # fmt: skip
-_TOLD = ("retry-after", "server-timing", "x-request-id")
+_TOLD = ("retry-after", "ratelimit", "ratelimit-policy", "server-timing", "x-request-id")
 _PREFLIGHT_S = 7200  # what browsers keep at most
 _NO_GUESSING = (b"x-content-type-options", b"nosniff")
 

@@ -147,7 +147,7 @@ class Connections:
 
     def left(self) -> None:
         """Count a request whose client left before it was begun."""
-        self._metrics.requests.labels("unmatched", "client_closed").inc()
+        self._metrics.answered("unmatched", "client_closed")
 
     def ended(self, reason: str) -> None:
         """Count a connection that we ended before its client did."""

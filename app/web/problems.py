@@ -13,6 +13,7 @@ Exception                                 status  code
 │   ├── InvalidRequest                       422  invalid_request
 │   ├── FetchFailed                          422  fetch_failed
 │   ├── TooManyRequests                      429  too_many_requests
+│   ├── RateExceeded                         429  rate_exceeded
 │   └── HeadTooLarge                         431  head_too_large
 ├── HTTPException (404)                      404  not_found
 ├── HTTPException (405)                      405  method_not_allowed
@@ -144,6 +145,16 @@ class TooManyRequests(RequestError):
         self.retry_after_s = retry_after_s
 
 
+class RateExceeded(RequestError):
+    """One key has made ``limit`` requests within a second; ``headers`` tell when there are more."""
+
+    def __init__(self, limit: int, retry_after_s: int, headers: Mapping[str, str]) -> None:
+        super().__init__(limit)
+        self.limit = limit
+        self.retry_after_s = retry_after_s
+        self.headers = headers
+
+
 @dataclass(frozen=True)
 class ProblemType:
     """What every problem of one code has in common."""
@@ -203,6 +214,9 @@ PROBLEM_TYPES: dict[type[Exception], ProblemType] = {
     ),
     TooManyRequests: TOO_MANY_REQUESTS,
     OverShare: TOO_MANY_REQUESTS,
+    RateExceeded: ProblemType(
+        429, "rate_exceeded", "Rate exceeded", "This key asks too often; wait as long as it says."
+    ),
     ImageTooLarge: ProblemType(
         413, ImageTooLarge.code, "Too many pixels", "The image has too many pixels."
     ),
@@ -335,7 +349,7 @@ def _headers(error: Exception, body: Mapping[str, Any]) -> dict[str, str]:
         headers["accept-encoding"] = "identity"
     if isinstance(error, Unauthorized):
         headers["www-authenticate"] = "Bearer"
-    if isinstance(error, HTTPException):
+    if isinstance(error, (HTTPException, RateExceeded)):
         headers.update(error.headers or {})
     return headers
 

@@ -12,6 +12,7 @@ from starlette.datastructures import State
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
+from app.captioner.image import formats
 from app.captioner.presentation import told
 from app.observability.metrics import Metrics
 from app.serving.batching import Closed, DeadlineExceeded, Flow, Overloaded
@@ -69,7 +70,7 @@ _CAPTION_PROBLEMS = (
     "body_too_large", "too_many_pixels",
     "unsupported_encoding", "unsupported_media_type", "unsupported_image", "undecodable_image",
     "too_costly", "too_many_images", "invalid_request", "fetch_failed", "too_many_requests",
-    "internal_error", "overloaded", "not_ready", "deadline_exceeded",
+    "rate_exceeded", "internal_error", "overloaded", "not_ready", "deadline_exceeded",
 )  # fmt: skip
 
 
@@ -160,6 +161,7 @@ async def _outcomes(asked: CaptionRequest, state: State, app_state: AppState) ->
         each if isinstance(each, Exception) else told(each, how) for each in found
     ]
     _count(outcomes, app_state.metrics)
+    state.notes.update(_notes(asked, outcomes, app_state))
     _raise_what_concerns_all(outcomes)
     return outcomes
 
@@ -179,9 +181,29 @@ async def _found(
 def _count(outcomes: "list[Outcome]", metrics: Metrics) -> None:
     for outcome in outcomes:
         code = problems.problem_type_of(outcome).code if isinstance(outcome, Exception) else "ok"
-        metrics.images.labels(code).inc()
+        metrics.captioned(code)
         if not isinstance(outcome, Exception) and outcome.withheld:
             metrics.withheld.labels(outcome.withheld).inc()
+
+
+def _notes(
+    asked: CaptionRequest, outcomes: "list[Outcome]", app_state: AppState
+) -> dict[str, object]:
+    """Give what the log line of a request for captions says of its images."""
+    manifest = app_state.service.captioner.manifest
+    told: dict[str, object] = {
+        "images": len(asked.uploads),
+        "pixels": sum(formats.pixels(upload.data) for upload in asked.uploads),
+        "checkpoint": f"{manifest.name}:{manifest.version}",
+    }
+    if app_state.settings.log_captions:
+        told["captions"] = [_said(outcome) for outcome in outcomes]
+    return told
+
+
+def _said(outcome: "Outcome") -> str | None:
+    """Give what was said of an image; None where it was nothing."""
+    return None if isinstance(outcome, Exception) or outcome.withheld else outcome[0].text
 
 
 def _raise_what_concerns_all(outcomes: "list[Outcome]") -> None:
@@ -201,7 +223,12 @@ def _raise_what_concerns_all(outcomes: "list[Outcome]") -> None:
     summary="List the checkpoints served",
     response_model=CheckpointList,
     responses=problems.openapi_responses(
-        "unauthorized", "invalid_request", "too_many_requests", "overloaded", "not_ready"
+        "unauthorized",
+        "invalid_request",
+        "too_many_requests",
+        "rate_exceeded",
+        "overloaded",
+        "not_ready",
     ),
     openapi_extra={"security": SECURITY},
 )

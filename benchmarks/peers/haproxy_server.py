@@ -37,7 +37,9 @@ def main() -> None:
         services = Path(folder, "services.cfg")
         services.write_text(backend(ports), encoding="utf-8")
         command = ["haproxy", "-db", "-f", str(CONFIGURATION), "-f", str(services)]
-        balancer = stack.enter_context(_running(command, {"BALANCER_ADDRESS": address}))
+        metrics = f"{load.HOST}:{load.free_port()}"
+        addresses = {"BALANCER_ADDRESS": address, "BALANCER_METRICS_ADDRESS": metrics}
+        balancer = stack.enter_context(_running(command, addresses))
         balancer.wait()
 
 

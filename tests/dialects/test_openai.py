@@ -112,9 +112,9 @@ async def test_it_is_counted_as_a_route_of_its_own():
         await ask(client, user(DOG))
         await client.get("/v1/models/nobody")
         told = (await client.get("/metrics")).text
-    assert 'caption_requests_total{outcome="ok",route="/v1/chat/completions"} 1.0' in told
-    assert 'caption_requests_total{outcome="not_found",route="/v1/models/{name}"} 1.0' in told
-    assert 'caption_images_total{outcome="ok"} 1.0' in told
+    assert 'outcome="ok",route="/v1/chat/completions"} 1.0' in told
+    assert 'outcome="not_found",route="/v1/models/{name}"} 1.0' in told
+    assert 'caption_images_total{checkpoint="tiny:1",outcome="ok"} 1.0' in told
 
 
 async def test_a_stream_ends_with_the_reason_and_the_usage():

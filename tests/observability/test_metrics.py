@@ -33,8 +33,8 @@ async def test_a_caption_leaves_its_trace_in_every_metric_of_a_request():
     async with serving() as client:
         await client.post("/v1/captions", content=b"a", headers=RAW)
         samples = await scrape(client)
-    assert samples["caption_requests_total", "/v1/captions", "ok"] == 1
-    assert samples["caption_images_total", "ok"] == 1
+    assert samples["caption_requests_total", "/v1/captions", "ok", "tiny:1"] == 1
+    assert samples["caption_images_total", "ok", "tiny:1"] == 1
     assert samples["caption_request_duration_seconds_count", "/v1/captions"] == 1
     for name in (
         "caption_decode_duration_seconds_count",
@@ -55,8 +55,8 @@ async def test_a_bad_image_is_counted_by_its_code():
     async with serving() as client:
         await client.post("/v1/captions", content=b"broken", headers=RAW)
         samples = await scrape(client)
-    assert samples["caption_images_total", "undecodable_image"] == 1
-    assert samples["caption_requests_total", "/v1/captions", "undecodable_image"] == 1
+    assert samples["caption_images_total", "tiny:1", "undecodable_image"] == 1
+    assert samples["caption_requests_total", "/v1/captions", "tiny:1", "undecodable_image"] == 1
 
 
 async def test_paths_that_nobody_registered_share_one_label():
@@ -64,14 +64,14 @@ async def test_paths_that_nobody_registered_share_one_label():
         for path in ("/a", "/b", "/v1/captions/x"):
             await client.get(path)
         samples = await scrape(client)
-    assert samples["caption_requests_total", "not_found", "unmatched"] == 3
+    assert samples["caption_requests_total", "not_found", "tiny:1", "unmatched"] == 3
 
 
 async def test_two_apps_do_not_share_metrics():
     first, second = create_app(Settings()), create_app(Settings())
-    first.state.app_state.metrics.images.labels("ok").inc()
+    first.state.app_state.metrics.captioned("ok")
     assert second.state.app_state.metrics.registry.get_sample_value(
-        "caption_images_total", {"outcome": "ok"}
+        "caption_images_total", {"outcome": "ok", "checkpoint": ""}
     ) in (None, 0.0)
     for app in (first, second):
         await app.state.app_state.service.close()

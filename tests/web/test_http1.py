@@ -388,7 +388,7 @@ def test_who_hangs_up_at_once_is_not_begun():
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:  # as in the service
         metrics = runner.run(hang_up_and_ask())
-    assert 'caption_requests_total{outcome="client_closed",route="unmatched"} 20.0' in metrics
+    assert 'outcome="client_closed",route="unmatched"} 20.0' in metrics
     assert captioner.batches == [[b"another"]]
 
 

@@ -192,6 +192,28 @@ def _pixels(frame: bytes) -> int:
     return int.from_bytes(frame[5:7], "big") * int.from_bytes(frame[7:9], "big")
 
 
+def pixels(data: bytes) -> int:
+    """Give width times height as the header of a file says; 0 of what is no image."""
+    kind = _kind(data)
+    if kind is None:
+        return 0
+    if kind == "JPEG":
+        return _jpeg_pixels(data)
+    if kind == "PNG":
+        return int.from_bytes(data[16:20], "big") * int.from_bytes(data[20:24], "big")
+    width, height = _size(data, kind)
+    return width * height
+
+
+def _jpeg_pixels(data: bytes) -> int:
+    try:
+        starts = (start for marker, start, _ in _jpeg_segments(data) if marker in _JPEG_FRAMES)
+        at = next(starts)
+    except (StopIteration, UndecodableImage):
+        return 0
+    return _pixels(data[at : at + 10])
+
+
 def cost_s(data: bytes) -> float:
     """Estimate the CPU seconds of decoding a file for a square of `_USUAL_PX`, from its header.
 

@@ -5,6 +5,7 @@ Each file is named here: no path that a caller writes is ever looked up on the d
 
 import gzip
 import hashlib
+import re
 from collections.abc import Mapping
 from functools import cache, cached_property
 from pathlib import Path
@@ -38,6 +39,7 @@ _DOCS: Final = {
     **{f"/docs/{name}": file for name, file in _DOCS_FILES.items()},
     **{f"/docs/docs/{name}": file for name, file in _DOCS_FILES.items()},
 }
+DOCS_PATHS: Final = frozenset(_DOCS)
 PATHS: Final = frozenset({*_PAGE, *_DOCS})
 """Every path of this room. They need no key: they hold nothing of anybody's."""
 LABELS: Final[Mapping[str, str]] = {
@@ -46,6 +48,7 @@ LABELS: Final[Mapping[str, str]] = {
 """What metrics and logs call each path."""
 
 _DESCRIPTION: Final = b'href="openapi.json"'
+_DOCS_LINK: Final = re.compile(rb'<p><a href="docs">.*?</a></p>|(?<=see )<a href="docs">(.*?)</a>')
 _MEDIA_TYPES: Final = {
     ".html": "text/html; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
@@ -70,34 +73,41 @@ _HEADERS: Final = {
 }
 
 
-def routes(*, page: bool, root_path: str = "") -> list[Route]:
+def routes(*, page: bool, root_path: str = "", links_docs: bool = True) -> list[Route]:
     """Give the routes, with the content of their files.
 
     Args:
         page: Whether the page at ``/`` is served; the documentation always is.
         root_path: The prefix under which clients find the service; empty where there is none.
+        links_docs: Whether the page leads to the documentation, which may be on another port.
     """
     policies = dict.fromkeys(_DOCS, _DOCS_POLICY)
     if page:
         policies |= dict.fromkeys(_PAGE, _PAGE_POLICY)
     files = {**_DOCS, **_PAGE}
     return [
-        Route(path, _asset(files[path], policy, root_path).answer, include_in_schema=False)
+        Route(
+            path,
+            _asset(files[path], policy, root_path, links_docs=links_docs).answer,
+            include_in_schema=False,
+        )
         for path, policy in policies.items()
     ]
 
 
 @cache
-def _asset(file: str, policy: str, root_path: str) -> "_Asset":
+def _asset(file: str, policy: str, root_path: str, *, links_docs: bool) -> "_Asset":
     """Give what several paths share, and several applications."""
-    return _Asset(_HERE / file, policy, root_path)
+    return _Asset(_HERE / file, policy, root_path, links_docs=links_docs)
 
 
 class _Asset:
     """One file; what ends in ``.gz`` is sent as it is to whoever takes gzip."""
 
-    def __init__(self, file: Path, policy: str, root_path: str) -> None:
+    def __init__(self, file: Path, policy: str, root_path: str, *, links_docs: bool) -> None:
         data = file.read_bytes()
+        if not links_docs and file.suffix == ".html":
+            data = _DOCS_LINK.sub(rb"\1", data)
         if root_path and file.suffix == ".html":
             data = data.replace(_DESCRIPTION, f'href="{root_path}/openapi.json"'.encode())
         self._stored = _Content(data)

@@ -21,7 +21,7 @@ from app.captioner.errors import (
 )
 from app.captioner.image import decode as decode_module
 from app.captioner.image.decode import cost, decode
-from app.captioner.image.formats import is_image, is_quick
+from app.captioner.image.formats import is_image, is_quick, pixels
 from support.drawn import photo, read, saved
 
 WHITE = (255, 255, 255)
@@ -232,6 +232,16 @@ class TestLimits:
         data = saved(photo(), "TIFF", compression="jpeg")
         with pytest.raises(UndecodableImage):
             read(data + b"\xff\xda" * 1000)
+
+
+class TestSize:
+    @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"])
+    def test_they_are_those_of_the_header(self, kind):
+        assert pixels(saved(photo(300, 200), kind)) == 60_000
+
+    @pytest.mark.parametrize("data", [b"", b"text", b"\xff\xd8\xff", b"\xff\xd8" + b"\xff" * 9])
+    def test_of_what_is_no_image_there_are_none(self, data):
+        assert pixels(data) == 0
 
 
 class TestCost:

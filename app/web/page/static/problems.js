@@ -32,6 +32,7 @@ const MEANINGS = {
   too_costly: () => "Opening this photo takes too long. Save it as an ordinary JPEG, and send that.",
   slow_body: () => "The photo arrived too slowly. Try again, or send a smaller copy.",
   too_many_requests: () => "You have sent many photos at once. Wait a moment, then try again.",
+  rate_exceeded: () => "You send photos too often. Wait a moment, then try again.",
   overloaded: () => "The service is busy. Wait a moment, then try again.",
   not_ready: () => "The service is starting or stopping. Wait a moment, then try again.",
   deadline_exceeded: () => "The service was too busy to answer in time. Try again.",
@@ -47,4 +48,4 @@ export function inPlainWords(problem) {
 }
 
 /** Say whether waiting alone may help. */
-export const passes = ({ code }) => ["overloaded", "not_ready", "too_many_requests"].includes(code);
+export const passes = ({ code }) => ["overloaded", "not_ready", "too_many_requests", "rate_exceeded"].includes(code);
