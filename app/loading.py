@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from app.captioner.errors import CheckpointError
-from app.settings import MOST_WORKERS, Settings
+from app.settings import MOST_WORKERS, PROJECT_ROOT, Settings
 
 if TYPE_CHECKING:
     from app.captioner.pipeline import Captioner
@@ -24,11 +24,22 @@ def load_captioner(settings: Settings) -> "Captioner":
     from app.captioner.pipeline import Captioner  # noqa: PLC0415 - not for who asks for our health
 
     return Captioner.load(
-        settings.checkpoint_directory(),
+        find_checkpoint(settings),
         device=_device(settings.device),
         precision=None if settings.precision == "auto" else settings.precision,
         workers=settings.inference_threads or min(usable_cores(), MOST_WORKERS),
     )
+
+
+def find_checkpoint(settings: Settings) -> Path:
+    """Find the checkpoint of the settings: from the working directory, else from the project.
+
+    Raises:
+        CheckpointError: There is no such version of it.
+    """
+    from app.captioner import store  # noqa: PLC0415
+
+    return store.find(settings.checkpoint, (Path(), PROJECT_ROOT))
 
 
 def _device(asked: str) -> str:

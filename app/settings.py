@@ -154,11 +154,6 @@ class Settings(BaseSettings):
         """How many of the images inside may be one key's, of several: one request always fits."""
         return max(self.max_images, int(self.max_queue * self.max_key_share))
 
-    def checkpoint_directory(self) -> Path:
-        """Give the named checkpoint: relative to the working directory, else to the project."""
-        beside_project = PROJECT_ROOT / self.checkpoint
-        return beside_project if not self.checkpoint.exists() else self.checkpoint
-
 
 def variable(field: str) -> str:
     """Give the environment variable of a setting."""

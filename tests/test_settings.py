@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from app.settings import MOST_WORKERS, PROJECT_ROOT, Settings, SettingsError, read_settings
+from app.settings import MOST_WORKERS, Settings, SettingsError, read_settings
 
 
 def keys(settings):
@@ -139,14 +139,6 @@ def test_a_bad_key_is_refused_without_being_shown(monkeypatch):
 def test_settings_do_not_change():
     with pytest.raises(ValidationError):
         Settings().port = 1
-
-
-def test_a_relative_checkpoint_is_found_from_here_else_from_the_project(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    settings = Settings(checkpoint=Path("store/1"))
-    assert settings.checkpoint_directory() == PROJECT_ROOT / "store/1"
-    Path("store/1").mkdir(parents=True)
-    assert settings.checkpoint_directory() == Path("store/1")
 
 
 def test_importing_every_module_reads_no_setting():
