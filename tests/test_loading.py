@@ -80,10 +80,10 @@ def test_without_a_driver_torch_is_not_even_looked_for(tmp_path, monkeypatch):
 
 def test_a_relative_checkpoint_is_found_from_here_else_from_the_project(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    settings = Settings(checkpoint=Path("store/1"))
-    assert loading.find_checkpoint(settings) == PROJECT_ROOT / "store/1"
+    store = loading.CheckpointStore(Settings(checkpoint=Path("store/1")))
+    assert store.find() == PROJECT_ROOT / "store/1"
     Path("store/1").mkdir(parents=True)
-    assert loading.find_checkpoint(settings) == Path("store/1")
+    assert store.find() == Path("store/1")
 
 
 @pytest.mark.parametrize("named", ["", "model_store/"])
@@ -91,7 +91,8 @@ def test_the_shipped_checkpoint_is_found_by_its_name_alone(monkeypatch, tmp_path
     shipped = PROJECT_ROOT / Settings().checkpoint
     monkeypatch.chdir(tmp_path)
     for checkpoint in (f"{named}{shipped.parent.name}", f"{named}{shipped.parent.name}@6"):
-        assert loading.find_checkpoint(Settings(checkpoint=Path(checkpoint))) == shipped
+        store = loading.CheckpointStore(Settings(checkpoint=Path(checkpoint)))
+        assert store.find() == shipped
 
 
 def test_the_newest_version_of_a_folder_is_loaded_and_another_by_its_number(checkpoint, tmp_path):
