@@ -15,7 +15,7 @@ from importlib.metadata import version
 from urllib.error import HTTPError
 
 from app.files.arguments import add_arguments
-from app.settings import Settings, SettingsError, read_settings, variable
+from app.settings import KEY_FILES, Settings, SettingsError, read_settings, variable
 
 _PROBE_TIMEOUT_S = 3.0
 _EVERY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - recognised here, not bound
@@ -63,12 +63,9 @@ def _parser() -> argparse.ArgumentParser:
 def _add_serve(serve: argparse.ArgumentParser) -> None:
     """Add a flag for every setting but the keys, which other users of the machine could read."""
     for name, field in Settings.model_fields.items():
-        if name not in _SECRET:
+        if name not in KEY_FILES:
             told = f"{variable(name)}; default: {_default(field.default)}"
             serve.add_argument(f"--{name.replace('_', '-')}", metavar="VALUE", help=told)
-
-
-_SECRET = frozenset({"api_keys"})
 
 
 def _default(value: object) -> str:

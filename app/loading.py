@@ -1,12 +1,13 @@
 """Settings -> captioner: which device, precision and cores, and which checkpoint."""
 
 import os
+from collections.abc import Hashable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from app.captioner.errors import CheckpointError
-from app.settings import MOST_WORKERS, Settings
+from app.settings import MOST_WORKERS, PROJECT_ROOT, Settings
 
 if TYPE_CHECKING:
     from app.captioner.pipeline import Captioner
@@ -15,20 +16,60 @@ _NVIDIA_DRIVER = Path("/dev/nvidiactl")
 _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
+# What the captioner brings is imported late: not for who asks for our health.
+
+
 def load_captioner(settings: Settings) -> "Captioner":
     """Load the checkpoint of the settings onto the device of the settings.
 
     Raises:
         CheckpointError: The directory cannot be trusted, or the device is not there.
     """
-    from app.captioner.pipeline import Captioner  # noqa: PLC0415 - not for who asks for our health
+    store = CheckpointStore(settings)
+    return store.load(store.find())
 
-    return Captioner.load(
-        settings.checkpoint_directory(),
-        device=_device(settings.device),
-        precision=None if settings.precision == "auto" else settings.precision,
-        workers=settings.inference_threads or min(usable_cores(), MOST_WORKERS),
-    )
+
+class CheckpointStore:
+    """The checkpoint of the settings, its other versions, and the device of the settings.
+
+    See `app.serving.reloading.Store`.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    def find(self, version: str | None = None) -> Path:
+        """Give its directory: from the working directory, else from the project.
+
+        Raises:
+            CheckpointError: There is no such version.
+        """
+        from app.captioner import store  # noqa: PLC0415
+
+        return store.find(self._settings.checkpoint, (Path(), PROJECT_ROOT), version)
+
+    def fingerprint(self, directory: Path) -> Hashable:
+        """Tell what lies there; another value may be another checkpoint."""
+        from app.captioner import store  # noqa: PLC0415
+
+        return store.fingerprint(directory)
+
+    def load(self, directory: Path, *, beside: bool = False) -> "Captioner":
+        """Load a checkpoint, on one core where another one is at work.
+
+        Raises:
+            CheckpointError: The directory cannot be trusted, or the device is not there.
+        """
+        from app.captioner.pipeline import Captioner  # noqa: PLC0415
+
+        settings = self._settings
+        return Captioner.load(
+            directory,
+            device=_device(settings.device),
+            precision=None if settings.precision == "auto" else settings.precision,
+            workers=settings.inference_threads or min(usable_cores(), MOST_WORKERS),
+            beside=beside,
+        )
 
 
 def _device(asked: str) -> str:

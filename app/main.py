@@ -4,10 +4,10 @@ No decision about pixels or words.
 """
 
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Hashable
 from contextlib import asynccontextmanager
-from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -18,12 +18,13 @@ from starlette.routing import BaseRoute, Route
 from app import server
 from app.dialects.errors import DialectErrors
 from app.dialects.registry import chosen
-from app.loading import load_captioner
+from app.loading import CheckpointStore
 from app.observability import logs
 from app.observability.metrics import Metrics
 from app.observability.request_log import RequestLog
 from app.observability.tracing import Tracing
 from app.serving.health import Health
+from app.serving.reloading import Store
 from app.serving.service import CaptionService
 from app.settings import Settings
 from app.web import problems, routes
@@ -59,7 +60,8 @@ def create_app(settings: Settings, *, captioner: "Captioner | None" = None) -> F
     """
     metrics = Metrics()
     decoders = _decoders(settings, metrics) if captioner is None else None
-    app_state = _app_state(settings, _loader(settings, captioner), metrics, decoders)
+    store = CheckpointStore(settings) if captioner is None else _Given(captioner)
+    app_state = _app_state(settings, store, metrics, decoders)
     app = _Application(
         title="Caption service",
         summary="Post a photo, get a sentence.",
@@ -100,8 +102,20 @@ class _Application(FastAPI):
         return description
 
 
-def _loader(settings: Settings, captioner: "Captioner | None") -> "Callable[[], Captioner]":
-    return partial(load_captioner, settings) if captioner is None else lambda: captioner
+class _Given:
+    """A store with one captioner, which is loaded already."""
+
+    def __init__(self, captioner: "Captioner") -> None:
+        self._captioner = captioner
+
+    def find(self, version: str | None = None) -> Path:  # noqa: ARG002 - as every store
+        return Path()
+
+    def fingerprint(self, directory: Path) -> Hashable:  # noqa: ARG002
+        return None
+
+    def load(self, directory: Path, *, beside: bool = False) -> "Captioner":  # noqa: ARG002
+        return self._captioner
 
 
 def _decoders(settings: Settings, metrics: Metrics) -> "DecodeProcesses":
@@ -135,13 +149,13 @@ class _DecoderNews:
 
 def _app_state(
     settings: Settings,
-    load: "Callable[[], Captioner]",
+    store: Store,
     metrics: Metrics,
     decoders: "DecodeProcesses | None",
 ) -> AppState:
     health = Health(stuck_after_s=settings.stuck_after_s)
     service = CaptionService(
-        load, settings=settings, health=health, metrics=metrics, decoders=decoders
+        store, settings=settings, health=health, metrics=metrics, decoders=decoders
     )
     metrics.queue_depth.set_function(lambda: service.depth)
     metrics.batch_size_limit.set_function(lambda: service.batch_size_limit)

@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import math
+import os
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -187,6 +188,8 @@ async def _serve(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ending.on_signal, number)
+    on_hangup = partial(_on_hangup, ending, app_state, has_terminal=_has_terminal())
+    loop.add_signal_handler(signal.SIGHUP, on_hangup)
     watch = asyncio.create_task(ending.when_dead())
 
     noted = app_state.metrics.loop_lag.observe
@@ -199,6 +202,19 @@ async def _serve(
         await server.serve(sockets=bound)
     watch.cancel()
     return 0 if app_state.health.livez().ok else 1
+
+
+def _has_terminal() -> bool:
+    """Say whether we run in a terminal; one that was closed is none."""
+    return os.isatty(0)
+
+
+def _on_hangup(ending: "_Ending", app_state: AppState, *, has_terminal: bool) -> None:
+    """Look for another checkpoint, or end with the terminal that was closed."""
+    if has_terminal and not _has_terminal():
+        ending.on_signal(signal.SIGHUP)
+    else:
+        app_state.service.reloads.on_signal()
 
 
 class _Ending:

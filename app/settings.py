@@ -15,7 +15,8 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 PREFIX = "CAPTION_"
-KEYS_FILE = "CAPTION_API_KEYS_FILE"
+KEY_FILES = {"api_keys": "CAPTION_API_KEYS_FILE", "admin_keys": "CAPTION_ADMIN_KEYS_FILE"}
+"""Settings that are secret, and the variables that name a file with them."""
 PROJECT_ROOT = Path(__file__).resolve().parents[1]
 # Kubernetes puts these into containers for a Service called caption-service; they are not ours.
 _SERVICE_LINK = re.compile(
@@ -44,6 +45,7 @@ class Settings(BaseSettings):
     )
 
     checkpoint: Path = Path("model_store/flickr8k-mobilenetv2/6")
+    watch: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     precision: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
     host: str = "127.0.0.1"
@@ -58,6 +60,7 @@ class Settings(BaseSettings):
     page: bool = True
 
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()
+    admin_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()
     cors_origins: Annotated[tuple[Origin, ...], NoDecode] = ()
     root_path: Annotated[str, Field(pattern=r"^(/[\w.~-]+)*$")] = ""
     trusted_proxies: Annotated[tuple[str, ...], NoDecode] = ()
@@ -92,7 +95,7 @@ class Settings(BaseSettings):
     stuck_after_s: Seconds = 60.0
     loop_stuck_after_s: Seconds = 30.0
 
-    @field_validator("api_keys", "cors_origins", "trusted_proxies", "fetch_urls", mode="before")
+    @field_validator(*KEY_FILES, "cors_origins", "trusted_proxies", "fetch_urls", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return value.replace(",", " ").split() if isinstance(value, str) else value
@@ -128,8 +131,10 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _keys_are_usable(self) -> Self:
-        if not all(_KEY.fullmatch(key.get_secret_value()) for key in self.api_keys):
-            raise ValueError("CAPTION_API_KEYS: keys are printable ASCII without spaces")
+        for field in KEY_FILES:
+            keys: tuple[SecretStr, ...] = getattr(self, field)
+            if not all(_KEY.fullmatch(key.get_secret_value()) for key in keys):
+                raise ValueError(f"{variable(field)}: keys are printable ASCII without spaces")
         return self
 
     @model_validator(mode="after")
@@ -163,11 +168,6 @@ class Settings(BaseSettings):
         """How many of the images inside may be one key's, of several: one request always fits."""
         return max(self.max_images, int(self.max_queue * self.max_key_share))
 
-    def checkpoint_directory(self) -> Path:
-        """Give the named checkpoint: relative to the working directory, else to the project."""
-        beside_project = PROJECT_ROOT / self.checkpoint
-        return beside_project if not self.checkpoint.exists() else self.checkpoint
-
 
 def variable(field: str) -> str:
     """Give the environment variable of a setting."""
@@ -186,32 +186,35 @@ def read_settings(flags: Mapping[str, str] | None = None) -> Settings:
     flags = flags or {}
     _refuse_unknown_names()
     try:
-        return Settings(**{**_keys_of_file(), **flags})
+        return Settings(**{**_keys_of_files(), **flags})
     except ValidationError as error:
         raise SettingsError("; ".join(_complaints(error, flags))) from None
 
 
 def _refuse_unknown_names() -> None:
-    known = {KEYS_FILE, *(variable(field) for field in Settings.model_fields)}
+    known = {*KEY_FILES.values(), *(variable(field) for field in Settings.model_fields)}
     ours = {name for name in os.environ if name.startswith(PREFIX)}
     unknown = sorted(name for name in ours - known if not _SERVICE_LINK.fullmatch(name))
     if unknown:
         raise SettingsError(f"unknown settings {', '.join(unknown)}: see docs/configuration.md")
 
 
-def _keys_of_file() -> dict[str, Any]:
-    path = os.environ.get(KEYS_FILE)
-    if not path:
-        return {}
-    if os.environ.get(variable("api_keys")):
-        raise SettingsError(f"set CAPTION_API_KEYS or {KEYS_FILE}, not both")
+def _keys_of_files() -> dict[str, Any]:
+    given = {field: os.environ.get(name) for field, name in KEY_FILES.items()}
+    return {field: _keys_of_file(field, path) for field, path in given.items() if path}
+
+
+def _keys_of_file(field: str, path: str) -> str:
+    name = KEY_FILES[field]
+    if os.environ.get(variable(field)):
+        raise SettingsError(f"set {variable(field)} or {name}, not both")
     try:
         keys = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{KEYS_FILE}: cannot read {path}: {error}") from None
+        raise SettingsError(f"{name}: cannot read {path}: {error}") from None
     if not keys.split():  # an empty secret must not open the door
-        raise SettingsError(f"{KEYS_FILE}: {path} holds no key")
-    return {"api_keys": keys}
+        raise SettingsError(f"{name}: {path} holds no key")
+    return keys
 
 
 def _complaints(error: ValidationError, flags: Mapping[str, str]) -> list[str]:

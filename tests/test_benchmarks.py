@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import asyncio
 import importlib.metadata
 import io
 import json
@@ -50,6 +51,7 @@ import result  # noqa: E402
 import servers  # noqa: E402
 import shipped  # noqa: E402
 import startup  # noqa: E402
+import swap  # noqa: E402
 
 SHIPPED = PROJECT_ROOT / Settings().checkpoint
 PHOTOS = Path(skimage.__file__).parent / "data"
@@ -842,3 +844,36 @@ def test_the_ablation_begins_with_plain_torch_and_ends_with_all_cores(tiny, tmp_
     rows = ablation.measured(ways, tiny.images, 1)
     assert all(set(row) == set(ablation.BATCHES) for row in rows.values())
     assert ablation.table_of(rows)[2].split()[-1] == "1.00"
+
+
+# swap
+
+
+def test_requests_that_overlap_with_a_swap_are_told_from_the_others():
+    swaps = [swap.Span(10.0, 12.0), swap.Span(20.0, 21.0)]
+    asked = [
+        swap.Asked(8.0, 9.0, 200),
+        swap.Asked(9.5, 10.5, 200),  # the swap began meanwhile
+        swap.Asked(11.9, 14.9, 200),
+        swap.Asked(12.0, 12.5, 503),  # it had ended
+        swap.Asked(20.2, 20.4, 0),
+        swap.Asked(20.5, 20.6, 503),
+    ]
+    memory_mb = [(5.0, 300.0), (11.0, 600.0), (22.0, 400.0)]
+    row = swap.summary(swap.Seen(asked, swaps, memory_mb))
+    assert (row["between_requests"], row["during_requests"]) == (1, 2)
+    assert (row["between_p99_ms"], row["during_p99_ms"]) == (1000, pytest.approx(3000))
+    assert row["p99_ratio"] == pytest.approx(3)
+    assert (row["refused_between"], row["refused_during"], row["broken"]) == (1, 1, 1)
+    assert (row["swaps"], row["swap_s"]) == (2, 1.5)
+    assert (row["rss_before_mb"], row["rss_most_mb"], row["rss_after_mb"]) == (300, 600, 400)
+    assert len(swap._table({"full": row})) == 2
+
+
+def test_a_tiny_checkpoint_is_swapped_under_a_tiny_load(checkpoint):
+    with swap.service(checkpoint, threads=1) as server:
+        posts = server.posts(load.photos([], 64))
+        seen = asyncio.run(swap.Load(server, posts).full(clients=2, swaps=2, between_s=0.2))
+    row = swap.summary(seen)
+    assert (row["swaps"], row["broken"], row["refused_during"]) == (2, 0, 0)
+    assert row["between_requests"] > 0

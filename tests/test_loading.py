@@ -1,12 +1,15 @@
 """Settings -> a captioner: what is missing for a device is told in one line."""
 
+import json
+import shutil
 import sys
+from pathlib import Path
 
 import pytest
 
 from app import loading
 from app.captioner.errors import CheckpointError
-from app.settings import Settings
+from app.settings import PROJECT_ROOT, Settings
 
 
 @pytest.fixture
@@ -73,3 +76,32 @@ def test_without_a_driver_torch_is_not_even_looked_for(tmp_path, monkeypatch):
     monkeypatch.setattr(loading, "_NVIDIA_DRIVER", tmp_path / "nowhere")
     monkeypatch.setattr(loading, "find_spec", lambda name: pytest.fail(f"it looked for {name}"))
     assert loading._device("auto") == "cpu"
+
+
+def test_a_relative_checkpoint_is_found_from_here_else_from_the_project(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    store = loading.CheckpointStore(Settings(checkpoint=Path("store/1")))
+    assert store.find() == PROJECT_ROOT / "store/1"
+    Path("store/1").mkdir(parents=True)
+    assert store.find() == Path("store/1")
+
+
+@pytest.mark.parametrize("named", ["", "model_store/"])
+def test_the_shipped_checkpoint_is_found_by_its_name_alone(monkeypatch, tmp_path, named):
+    shipped = PROJECT_ROOT / Settings().checkpoint
+    monkeypatch.chdir(tmp_path)
+    for checkpoint in (f"{named}{shipped.parent.name}", f"{named}{shipped.parent.name}@6"):
+        store = loading.CheckpointStore(Settings(checkpoint=Path(checkpoint)))
+        assert store.find() == shipped
+
+
+def test_the_newest_version_of_a_folder_is_loaded_and_another_by_its_number(checkpoint, tmp_path):
+    folder = tmp_path / "tiny"
+    for version in ("2", "10"):
+        copy = shutil.copytree(checkpoint, folder / version)
+        about = json.loads((copy / "manifest.json").read_text())
+        (copy / "manifest.json").write_text(json.dumps({**about, "version": version}))
+    for named, version in [(folder, "10"), (f"{folder}@2", "2"), (folder / "2", "2")]:
+        captioner = loading.load_captioner(Settings(checkpoint=Path(named), device="cpu"))
+        assert captioner.manifest.version == version
+    assert refused(Path(f"{folder}@3"), "cpu").endswith("no version 3; there are: 2, 10")

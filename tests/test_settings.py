@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from app.settings import MOST_WORKERS, PROJECT_ROOT, Settings, SettingsError, read_settings
+from app.settings import MOST_WORKERS, Settings, SettingsError, read_settings
 
 
-def keys(settings):
-    return [key.get_secret_value() for key in settings.api_keys]
+def keys(settings, kind):
+    return [key.get_secret_value() for key in getattr(settings, f"{kind}_keys")]
 
 
 def test_an_empty_environment_gives_the_defaults():
@@ -19,7 +19,8 @@ def test_an_empty_environment_gives_the_defaults():
     assert settings.checkpoint == Path("model_store/flickr8k-mobilenetv2/6")
     assert (settings.host, settings.port, settings.device) == ("127.0.0.1", 8000, "auto")
     assert (settings.precision, settings.inference_threads) == ("auto", 0)
-    assert settings.api_keys == ()
+    assert settings.api_keys == settings.admin_keys == ()
+    assert settings.watch == 0
 
 
 def test_variables_become_settings(monkeypatch):
@@ -73,6 +74,8 @@ def test_what_kubernetes_puts_beside_our_settings_is_not_ours(monkeypatch, name)
         ("CAPTION_DEADLINE_S", "inf"),
         ("CAPTION_DEADLINE_S", "-1"),
         ("CAPTION_PRECISION", "float16"),
+        ("CAPTION_WATCH", "-1"),
+        ("CAPTION_WATCH", "always"),
         ("CAPTION_INFERENCE_THREADS", "-1"),
         ("CAPTION_INFERENCE_THREADS", str(MOST_WORKERS + 1)),
     ],
@@ -97,41 +100,50 @@ def test_limits_that_contradict_each_other_are_refused(monkeypatch, smaller, lar
         read_settings()
 
 
-def test_several_keys_may_be_given_and_are_never_shown(monkeypatch):
-    monkeypatch.setenv("CAPTION_API_KEYS", "old-secret, new-secret")
+each_kind = pytest.mark.parametrize("kind", ["api", "admin"])
+
+
+@each_kind
+def test_several_keys_may_be_given_and_are_never_shown(monkeypatch, kind):
+    monkeypatch.setenv(f"CAPTION_{kind.upper()}_KEYS", "old-secret, new-secret")
     settings = read_settings()
-    assert keys(settings) == ["old-secret", "new-secret"]
+    assert keys(settings, kind) == ["old-secret", "new-secret"]
     assert "secret" not in repr(settings)
     assert "secret" not in str(settings.model_dump(mode="json"))
 
 
-def test_keys_come_from_a_file(monkeypatch, tmp_path):
+@each_kind
+def test_keys_come_from_a_file(monkeypatch, tmp_path, kind):
     file = tmp_path / "keys"
     file.write_text("one\ntwo\n")
-    monkeypatch.setenv("CAPTION_API_KEYS_FILE", str(file))
-    assert keys(read_settings()) == ["one", "two"]
+    monkeypatch.setenv(f"CAPTION_{kind.upper()}_KEYS_FILE", str(file))
+    assert keys(read_settings(), kind) == ["one", "two"]
 
 
-def test_a_missing_or_empty_key_file_does_not_open_the_door(monkeypatch, tmp_path):
-    file = tmp_path / "keys"
-    monkeypatch.setenv("CAPTION_API_KEYS_FILE", str(file))
-    with pytest.raises(SettingsError, match="CAPTION_API_KEYS_FILE: cannot read"):
+@each_kind
+def test_a_missing_or_empty_key_file_does_not_open_the_door(monkeypatch, tmp_path, kind):
+    file, name = tmp_path / "keys", f"CAPTION_{kind.upper()}_KEYS_FILE"
+    monkeypatch.setenv(name, str(file))
+    with pytest.raises(SettingsError, match=f"{name}: cannot read"):
         read_settings()
     file.write_text("\n")
     with pytest.raises(SettingsError, match="holds no key"):
         read_settings()
 
 
-def test_keys_from_two_places_are_refused(monkeypatch, tmp_path):
-    monkeypatch.setenv("CAPTION_API_KEYS", "a")
-    monkeypatch.setenv("CAPTION_API_KEYS_FILE", str(tmp_path))
+@each_kind
+def test_keys_from_two_places_are_refused(monkeypatch, tmp_path, kind):
+    monkeypatch.setenv(f"CAPTION_{kind.upper()}_KEYS", "a")
+    monkeypatch.setenv(f"CAPTION_{kind.upper()}_KEYS_FILE", str(tmp_path))
     with pytest.raises(SettingsError, match="not both"):
         read_settings()
 
 
-def test_a_bad_key_is_refused_without_being_shown(monkeypatch):
-    monkeypatch.setenv("CAPTION_API_KEYS", "schlüssel")
-    with pytest.raises(SettingsError, match="printable ASCII") as error:
+@each_kind
+def test_a_bad_key_is_refused_without_being_shown(monkeypatch, kind):
+    name = f"CAPTION_{kind.upper()}_KEYS"
+    monkeypatch.setenv(name, "schlüssel")
+    with pytest.raises(SettingsError, match=f"{name}: keys are printable ASCII") as error:
         read_settings()
     assert "schl" not in str(error.value)
 
@@ -139,14 +151,6 @@ def test_a_bad_key_is_refused_without_being_shown(monkeypatch):
 def test_settings_do_not_change():
     with pytest.raises(ValidationError):
         Settings().port = 1
-
-
-def test_a_relative_checkpoint_is_found_from_here_else_from_the_project(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    settings = Settings(checkpoint=Path("store/1"))
-    assert settings.checkpoint_directory() == PROJECT_ROOT / "store/1"
-    Path("store/1").mkdir(parents=True)
-    assert settings.checkpoint_directory() == Path("store/1")
 
 
 def test_importing_every_module_reads_no_setting():

@@ -32,7 +32,8 @@ MOST_PUBLIC_BYTES = 64 * 2**10
 """Of what ``/v1/models`` shows to everybody who asks."""
 _BATCH = 8
 
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=100)]
+NAME_PATTERN: Final = r"^[a-z0-9][a-z0-9._-]*$"
+Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=100)]
 FileName = Annotated[
     str,
     Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*$", max_length=200),

@@ -82,6 +82,7 @@ class Captioner:
         device: str = "cpu",
         precision: Precision | None = None,
         workers: int = 1,
+        beside: bool = False,
     ) -> Self:
         """Load and verify a directory of the model store.
 
@@ -90,12 +91,17 @@ class Captioner:
             device: ``cpu``, or a CUDA device as torch names it.
             precision: what the device computes fastest at the same dev scores, unless given.
             workers: batches side by side on a CPU, a core each.
+            beside: whether another captioner is at work, which is left all cores but one.
 
         Raises:
             CheckpointError: the directory cannot be trusted, or the device lacks the precision.
         """
         return cls.of(
-            checkpoint_.load(directory), device=device, precision=precision, workers=workers
+            checkpoint_.load(directory),
+            device=device,
+            precision=precision,
+            workers=workers,
+            beside=beside,
         )
 
     @classmethod
@@ -106,6 +112,7 @@ class Captioner:
         device: str = "cpu",
         precision: Precision | None = None,
         workers: int = 1,
+        beside: bool = False,
     ) -> Self:
         """Put a loaded checkpoint on a device; see `load`."""
         engine: Engine
@@ -113,7 +120,7 @@ class Captioner:
             from app.captioner.engines import cpu  # noqa: PLC0415 - an engine brings its library
 
             precision = precision or cpu.fastest_precision(loaded)
-            engine = cpu.CpuEngine(loaded, precision=precision, workers=workers)
+            engine = cpu.CpuEngine(loaded, precision=precision, workers=workers, beside=beside)
         else:
             from app.captioner.engines import gpu  # noqa: PLC0415
 

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 from fastapi import Request
 
 from app.dialects.reading import NO_DATA
+from app.serving.reloading import name_of
 from app.web.forms import CaptionRequest, Upload
 from app.web.problems import InvalidRequest
-from app.web.routes import app_state_of, caption_uploads
+from app.web.routes import app_state_of, caption_uploads, served_of
 from app.web.schemas import Options
 
 if TYPE_CHECKING:
@@ -54,8 +55,7 @@ def _instead(told: "Told") -> "Caption":
 
 def checkpoint_name(request: Request) -> str:
     """Name what answers, as ``name:version``."""
-    manifest = app_state_of(request).service.captioner.manifest
-    return f"{manifest.name}:{manifest.version}"
+    return name_of(served_of(request).captioner)
 
 
 def max_images(request: Request) -> int:

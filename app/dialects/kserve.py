@@ -24,7 +24,7 @@ from app.dialects.reading import Lenient, from_json, read, uploads
 from app.serving.health import Report
 from app.web.forms import Upload
 from app.web.problems import InvalidRequest, MalformedBody, TooManyImages
-from app.web.routes import app_state_of
+from app.web.routes import app_state_of, manifest_of
 
 if TYPE_CHECKING:
     from app.captioner.captions import Caption
@@ -231,7 +231,7 @@ def _named(request: Request) -> tuple[str, str]:
     Raises:
         HTTPException: 404, nothing of that name is served.
     """
-    manifest = app_state_of(request).service.captioner.manifest
+    manifest = manifest_of(request)
     asked = request.path_params
     if asked["name"] != manifest.name or asked.get("version", manifest.version) != manifest.version:
         raise HTTPException(404)

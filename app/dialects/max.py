@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse
 from app.dialects import captioning
 from app.dialects.dialect import Dialect, Problem, error_text, router
 from app.web import forms
-from app.web.routes import app_state_of
+from app.web.routes import manifest_of
 
 _PREDICTIONS = 3  # of its beam
 
@@ -22,7 +22,7 @@ routes = router()
 async def predict(request: Request) -> Response:
     """Answer ``POST /model/predict``, a form with one image."""
     asked = await forms.read(request, max_images=1)
-    beam_width = app_state_of(request).service.captioner.manifest.search.beam_width
+    beam_width = manifest_of(request).search.beam_width
     (candidates,) = await captioning.candidates_of(
         asked.uploads, request, n_best=min(_PREDICTIONS, beam_width)
     )
@@ -36,7 +36,7 @@ async def predict(request: Request) -> Response:
 @routes.get("/model/metadata")
 async def tell_metadata(request: Request) -> Response:
     """Answer ``GET /model/metadata``."""
-    manifest = app_state_of(request).service.captioner.manifest
+    manifest = manifest_of(request)
     return JSONResponse(
         {
             "id": manifest.name,

@@ -21,7 +21,7 @@ from app.dialects.captioning import NO_IMAGE
 from app.dialects.dialect import Dialect, Problem, error_text, router
 from app.dialects.reading import Lenient, Place, from_json, last_images, read, uploads
 from app.web.forms import Upload
-from app.web.routes import app_state_of
+from app.web.routes import manifest_of
 
 if TYPE_CHECKING:
     from app.captioner.captions import Caption
@@ -184,7 +184,7 @@ async def list_loaded(request: Request) -> Response:
 async def show(request: Request) -> Response:
     """Answer ``POST /api/show``, whichever model is named: there is one."""
     name = captioning.checkpoint_name(request)
-    about = app_state_of(request).service.captioner.manifest.public()
+    about = manifest_of(request).public()
     return JSONResponse(
         {
             "modelfile": f"FROM {name}",
@@ -216,7 +216,7 @@ _DETAILS = {
 
 def _model(request: Request) -> dict[str, Any]:
     name = captioning.checkpoint_name(request)
-    about = app_state_of(request).service.captioner.manifest.public()
+    about = manifest_of(request).public()
     return {
         "name": name,
         "model": name,

@@ -123,6 +123,12 @@ class Metrics:
         )  # fmt: skip
         self.ready = Gauge("caption_ready", "1 when /readyz says 200.", registry=registry)
         self.checkpoint = Info("caption_checkpoint", "The checkpoint served.", registry=registry)
+        self.reloads = Counter(
+            "caption_reloads", "Looks for another checkpoint: served, unchanged or refused.",
+            ["outcome"], registry=registry,
+        )  # fmt: skip
+        for outcome in ("served", "unchanged", "refused"):
+            self.reloads.labels(outcome)
 
     def follow_log(self, dropped_lines: Callable[[], int]) -> None:
         """Tell what the log has lost; it is the process's own, and older than these metrics."""

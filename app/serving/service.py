@@ -17,7 +17,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import structlog
 
@@ -43,6 +44,7 @@ from app.serving.batching import (
 )
 from app.serving.decode_turns import COSTLY_S, Turn, Turns
 from app.serving.health import Health
+from app.serving.reloading import Reloads, Served, Store, identity
 from app.serving.result_cache import ResultCache
 from app.settings import MOST_WORKERS, Settings
 
@@ -54,11 +56,19 @@ if TYPE_CHECKING:  # the captioner brings Pillow and numpy, which a health check
 
 Result = TypeVar("Result")
 OnStage = Callable[[str, float, float], None]
-_Key = tuple[tuple[str, ...], bytes]  # a checkpoint, and the sha256 of an upload
+_DecodeInTurn = Callable[[Turn, threading.Event], "Pixels"]
+_Key = tuple[int, bytes]  # which captioner, and the sha256 of an upload
 _MOST_OUT_OF_MEMORY = 6  # single images in a row that did not fit
 _LARGE_BYTES = 256 * 1024
 _DECODER_S = 1  # until there may be a process to decode in again
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
+
+
+class _Image(NamedTuple):
+    """An image that waits for a batch, and who read it and has to caption it."""
+
+    captioner: "Captioner"
+    content: "Pixels | EncodedImage"
 
 
 @dataclass(frozen=True)
@@ -74,10 +84,10 @@ def _nobody(stage: str, began_s: float, ended_s: float) -> None:
 
 
 class CaptionService:
-    """Captions uploads with one network.
+    """Captions uploads with the checkpoint that is served, see `reloading`.
 
     Args:
-        load: Gives the captioner; called once, in an inference thread.
+        store: Where checkpoints come from.
         settings: Limits, threads and timeouts.
         health: Told about each step of the life of the service.
         metrics: Told about each step of an upload.
@@ -87,19 +97,18 @@ class CaptionService:
 
     def __init__(
         self,
-        load: "Callable[[], Captioner]",
+        store: Store,
         *,
         settings: Settings,
         health: Health,
         metrics: Metrics,
         decoders: "DecodeProcesses | None" = None,
     ) -> None:
-        self._load = load
+        self._store = store
         self._settings = settings
         self._health = health
         self._metrics = metrics
-        self._captioner: Captioner | None = None
-        self._checkpoint: tuple[str, ...] = ()
+        self.reloads = Reloads(store, self._prepared, metrics)
         self._held = 0
         self._held_by: Counter[int | None] = Counter()
         self._decoders = decoders
@@ -109,15 +118,17 @@ class CaptionService:
         self._turns = Turns(settings.decode_processes, most_costly=2 * settings.max_images)
         # A thread starts when it is first needed: there are as many as the batcher has workers.
         self._inference = ThreadPoolExecutor(MOST_WORKERS, thread_name_prefix="inference")
+        # Not of lower priority: it would be kept waiting while it holds the GIL, and all with it.
+        self._loading = ThreadPoolExecutor(1, thread_name_prefix="load-checkpoint")
         self._jobs: set[Future[Any]] = set()
         self._starting: asyncio.Task[None] | None = None
         self._consecutive_out_of_memory = 0
-        self._batcher: MicroBatcher[Pixels | EncodedImage, _Captioned] = MicroBatcher(
+        self._batcher: MicroBatcher[_Image, _Captioned] = MicroBatcher(
             self._run_batch,
             max_batch=settings.max_batch,
             max_queue=settings.max_queue,
             max_queue_bytes=settings.max_queue_bytes,
-            weigh=lambda image: image.nbytes,
+            weigh=lambda image: image.content.nbytes,
             watcher=metrics,
             on_crash=self._batcher_crashed,
         )
@@ -126,11 +137,9 @@ class CaptionService:
             self._results = ResultCache(settings.result_cache_entries, on_lookup=metrics.looked_up)
 
     @property
-    def captioner(self) -> "Captioner":
-        """The captioner; there is one whenever the health lets work in."""
-        if self._captioner is None:
-            raise RuntimeError("asked for the captioner before it was loaded")
-        return self._captioner
+    def served(self) -> Served:
+        """What takes requests; there is one whenever the health lets work in."""
+        return self.reloads.served
 
     @property
     def depth(self) -> int:
@@ -187,6 +196,7 @@ class CaptionService:
         deadline_s: float,
         on_stage: OnStage = _nobody,
         flow: Flow = NOBODY,
+        served: Served | None = None,
     ) -> "Candidates":
         """Caption one upload.
 
@@ -196,6 +206,7 @@ class CaptionService:
             on_stage: Told when ``decode``, ``queue``, ``encode`` and ``search`` began and ended, or
                 ``cache`` alone where the result cache spared them.
             flow: Who it is for. What several wait for belongs to who asked first.
+            served: Captions it, though another may take requests by now; the present one if None.
 
         Returns:
             The candidates, best first.
@@ -206,9 +217,12 @@ class CaptionService:
             DeadlineExceeded: It took too long.
             Closed: The service is going away.
         """
+        served = served or self.served
         if self._results is None:
-            return await self._caption_uncached(data, deadline_s, on_stage, flow)
-        return await self._caption_cached(self._results, data, deadline_s, on_stage, flow)
+            return await self._caption_uncached(data, deadline_s, on_stage, flow, served.captioner)
+        return await self._caption_cached(
+            self._results, data, deadline_s, on_stage, flow, served=served
+        )
 
     def retry_after_s(self) -> int:
         """Estimate when the images held now will be done."""
@@ -221,15 +235,17 @@ class CaptionService:
         deadline_s: float,
         on_stage: OnStage,
         flow: Flow,
+        *,
+        served: Served,
     ) -> "Candidates":
         """Give the candidates of the same bytes where they are known or on their way."""
         arrived_s = time.monotonic()
-        key = (self._checkpoint, await _sha256(data))
+        key = (served.number, await _sha256(data))
         stages: list[tuple[str, float, float]] = []  # filled only if this very upload is captioned
 
         async def compute() -> "Candidates":
             captioned = await self._caption_uncached(
-                data, math.inf, lambda *stage: stages.append(stage), flow
+                data, math.inf, lambda *stage: stages.append(stage), flow, served.captioner
             )
             return type(captioned)(map(_on_its_own, captioned), captioned.tags)
 
@@ -239,17 +255,24 @@ class CaptionService:
         return candidates
 
     async def _caption_uncached(
-        self, data: bytes, deadline_s: float, on_stage: OnStage, flow: Flow
+        self,
+        data: bytes,
+        deadline_s: float,
+        on_stage: OnStage,
+        flow: Flow,
+        captioner: "Captioner",
     ) -> "Candidates":
         """Take one upload through decoding, the queue and the network."""
         arrived_s = time.monotonic()
-        encoded = self.captioner.encoded(data, max_pixels=self._settings.max_pixels)
+        encoded = captioner.encoded(data, max_pixels=self._settings.max_pixels)
         cost_s = 0.0 if encoded else self._cost_s(data)
         # A batch had better not wait for what is costly.
         with self._batcher.expecting() if cost_s < COSTLY_S else nullcontext():
-            image = encoded or await self._read(data, cost_s, deadline_s, self._apart(flow))
+            image = encoded or await self._read(
+                partial(self._decode, captioner, data), cost_s, deadline_s, self._apart(flow)
+            )
         queued_s = time.monotonic()
-        captioned = await self._batcher.submit(image, deadline_s, flow)
+        captioned = await self._batcher.submit(_Image(captioner, image), deadline_s, flow)
         if not encoded:
             on_stage("decode", arrived_s, queued_s)
         on_stage("queue", queued_s, captioned.stages[0][1])
@@ -266,12 +289,12 @@ class CaptionService:
         return flow.caller if len(self._settings.api_keys) > 1 else None
 
     async def _read(
-        self, data: bytes, cost_s: float, deadline_s: float, caller: Hashable
+        self, decode: "_DecodeInTurn", cost_s: float, deadline_s: float, caller: Hashable
     ) -> "Pixels":
         try:
             async with asyncio.timeout_at(deadline_s):
                 with self._metrics.decode_duration.time():
-                    return await self._read_in_turn(data, cost_s, deadline_s, caller)
+                    return await self._read_in_turn(decode, cost_s, deadline_s, caller)
         except TimeoutError:
             raise DeadlineExceeded from None
         except NoDecoder:
@@ -281,7 +304,7 @@ class CaptionService:
             raise
 
     async def _read_in_turn(
-        self, data: bytes, cost_s: float, deadline_s: float, caller: Hashable
+        self, decode: "_DecodeInTurn", cost_s: float, deadline_s: float, caller: Hashable
     ) -> "Pixels":
         loop = asyncio.get_running_loop()
         timeout_s = min(deadline_s - loop.time(), self._settings.deadline_s)
@@ -294,7 +317,7 @@ class CaptionService:
                 loop.call_soon_threadsafe(partial(self._turns.leave, turn, done=done))
 
         try:
-            job = self._readers.submit(self._decode, data, turn, left)
+            job = self._readers.submit(decode, turn, left)
         except RuntimeError:  # the system gives no thread
             self._turns.leave(turn, done=False)
             raise NoDecoder from None
@@ -304,17 +327,19 @@ class CaptionService:
         finally:
             left.set()
 
-    def _decode(self, data: bytes, turn: Turn, left: threading.Event) -> "Pixels":
+    def _decode(
+        self, captioner: "Captioner", data: bytes, turn: Turn, left: threading.Event
+    ) -> "Pixels":
         max_pixels = self._settings.max_pixels
         if self._decoders is None:
-            return self.captioner.read(data, max_pixels=max_pixels)
+            return captioner.read(data, max_pixels=max_pixels)
         decode = partial(
             self._decoders.decode, costly=turn.costly, wanted=lambda: not left.is_set()
         )
-        return self.captioner.read(data, max_pixels=max_pixels, decode=decode)
+        return captioner.read(data, max_pixels=max_pixels, decode=decode)
 
     async def _run_batch(
-        self, images: "list[Pixels | EncodedImage]", still_waiting: StillWaiting
+        self, images: list[_Image], still_waiting: StillWaiting
     ) -> "Sequence[_Captioned | ImageError]":
         try:
             captioned = await self._in_inference_thread(
@@ -339,9 +364,24 @@ class CaptionService:
             self._health.fail("out_of_memory")
 
     def _forward(
-        self, images: "list[Pixels | EncodedImage]", still_waiting: StillWaiting
+        self, images: list[_Image], still_waiting: StillWaiting
     ) -> "Sequence[_Captioned | ImageError]":
-        result = self.captioner.caption(images, still_waiting)
+        """Caption a batch; one that was queued while captioners changed goes through each."""
+        captioners = dict.fromkeys(image.captioner for image in images)
+        if len(captioners) == 1:
+            return self._captioned(images, still_waiting)
+        answers: dict[int, _Captioned | ImageError] = {}
+        for captioner in captioners:
+            own = [n for n, image in enumerate(images) if image.captioner is captioner]
+            found = self._captioned([images[n] for n in own], _among(still_waiting, own))
+            answers |= zip(own, found, strict=True)
+        return [answers[n] for n in range(len(images))]
+
+    def _captioned(
+        self, images: list[_Image], still_waiting: StillWaiting
+    ) -> "Sequence[_Captioned | ImageError]":
+        """Caption images of one captioner."""
+        result = images[0].captioner.caption([image.content for image in images], still_waiting)
         for stage in result.stages:
             self._metrics.computed(stage.name, stage.ended_s - stage.began_s, len(images))
         return [
@@ -354,7 +394,10 @@ class CaptionService:
             with self._health.heartbeat:
                 return job()
 
-        begun = self._inference.submit(beating)
+        return await self._in_thread(self._inference, beating)
+
+    async def _in_thread(self, pool: ThreadPoolExecutor, job: Callable[[], Result]) -> Result:
+        begun = pool.submit(job)
         self._jobs.add(begun)
         begun.add_done_callback(self._jobs.discard)
         return await asyncio.wrap_future(begun)
@@ -369,6 +412,7 @@ class CaptionService:
         """Answer what waits, then let go of the threads. Bounded by ``drain_timeout_s``."""
         self._health.refuse()
         await self._stop(self._starting)
+        await self.reloads.close()
         loop = asyncio.get_running_loop()
         timeout_s = self._settings.drain_timeout_s if self._health.livez().ok else 0.0
         ends_s = loop.time() + timeout_s
@@ -378,6 +422,7 @@ class CaptionService:
             await asyncio.to_thread(self._decoders.close)
         self._readers.shutdown(wait=idle, cancel_futures=True)
         self._inference.shutdown(wait=idle, cancel_futures=True)
+        self._loading.shutdown(wait=idle, cancel_futures=True)
         gc.unfreeze()
 
     async def _start(self) -> None:
@@ -394,16 +439,13 @@ class CaptionService:
         started_s = time.perf_counter()
         if self._decoders is not None:
             self._decoders.start()  # they import while the checkpoint is loaded
-        self._captioner = captioner = await self._in_inference_thread(self._load)
-        self._checkpoint = tuple(_identity(captioner).values())
+        found = await self.reloads.find()
+        captioner = await self._in_inference_thread(partial(self._store.load, found.directory))
         self._health.warming()
         await self._in_inference_thread(partial(captioner.warm_up, self._batch_sizes()))
         self._decoders = await self._decoders_at_work()
-        check = captioner.check_golden
-        if self._decoders is not None:
-            check = partial(check, decode=self._decoders.decode)
-        await self._in_inference_thread(check)
-        self._metrics.serve(_identity(captioner))
+        await self._in_inference_thread(partial(self._check_golden, captioner))
+        self.reloads.serve(captioner, found)
         engine = captioner.engine
         half = max(1, self._settings.max_batch // 2)
         self._batcher.start(
@@ -413,7 +455,25 @@ class CaptionService:
         # What is here now stays: a full collection that walks all of it would hold up every thread.
         gc.freeze()
         self._health.ready()
-        log.info("ready", seconds=round(time.perf_counter() - started_s, 2), **_identity(captioner))
+        log.info("ready", seconds=round(time.perf_counter() - started_s, 2), **identity(captioner))
+        if self._settings.watch:
+            self.reloads.watch(self._settings.watch)
+
+    async def _prepared(self, directory: Path) -> "Captioner":
+        """Make a captioner ready to serve while another one serves."""
+        return await self._in_thread(self._loading, partial(self._prepare, directory))
+
+    def _prepare(self, directory: Path) -> "Captioner":
+        captioner = self._store.load(directory, beside=True)
+        captioner.warm_up(self._batch_sizes())
+        self._check_golden(captioner)
+        return captioner
+
+    def _check_golden(self, captioner: "Captioner") -> None:
+        if self._decoders is None:
+            captioner.check_golden()
+        else:
+            captioner.check_golden(decode=self._decoders.decode)
 
     async def _decoders_at_work(self) -> "DecodeProcesses | None":
         """Give the decode processes once there is one; None where the system gives none."""
@@ -451,9 +511,9 @@ class CaptionService:
         self._health.fail("batcher_crashed")
 
 
-def _identity(captioner: "Captioner") -> dict[str, str]:
-    public = captioner.manifest.public()
-    return {key: str(public[key]) for key in ("name", "version", "sha256")}
+def _among(still_waiting: StillWaiting, numbers: Sequence[int]) -> StillWaiting:
+    """Ask for the k-th of some images of a batch."""
+    return lambda k: still_waiting(numbers[k])
 
 
 async def _sha256(data: bytes) -> bytes:

@@ -42,6 +42,10 @@ OPEN_PATHS = frozenset(
 )
 
 
+ADMIN_PATHS = frozenset({"/v1/admin/reload"})
+"""These have keys of their own, and no limits: who heals a service that is full must get in."""
+
+
 class Admission:
     """ASGI layer in front of every guarded path.
 
@@ -70,6 +74,7 @@ class Admission:
         self._settings = settings
         self._keys = Keys(settings.api_keys)
         self._rates = Rates(settings.key_requests_per_s)
+        self._admin_keys = Keys(settings.admin_keys) if settings.admin_keys else None
         self._check_accepting = check_accepting
         self._retry_after_s = retry_after_s
         self._has_room = has_room
@@ -81,6 +86,9 @@ class Admission:
         """Answer one request."""
         if scope["type"] != "http" or _is_open(scope):
             await self.app(scope, receive, send)
+            return
+        if scope["path"] in ADMIN_PATHS:
+            await self._administer(scope, receive, send)
             return
         try:
             entry = self._admit(scope)
@@ -94,6 +102,22 @@ class Admission:
             scope["state"]["outcome"] = "client_closed"
         except _Refused as refused:
             await self._refuse(refused.reason, scope, receive, send)
+
+    async def _administer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let in who has an admin key; the body is not read.
+
+        Raises:
+            HTTPException: 404, where there are no such keys.
+        """
+        if self._admin_keys is None:
+            raise HTTPException(404)
+        try:
+            self._admin_keys.check(Headers(scope=scope))
+            self._check_accepting()
+        except (RequestError, NotReady) as reason:
+            await self._refuse(reason, scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
 
     def _admit(self, scope: Scope) -> Entry:
         """Check what the headers tell."""

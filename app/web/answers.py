@@ -8,7 +8,7 @@ import structlog
 from fastapi import Response
 
 from app.captioner.presentation import Told, warning
-from app.serving.service import CaptionService
+from app.serving.captioner import Manifest
 from app.web import problems
 from app.web.forms import CaptionRequest, Upload
 from app.web.schemas import (
@@ -34,24 +34,19 @@ _LOOP_CAPTIONS = 4  # whose words are written within a millisecond or two
 
 
 async def as_json(
-    asked: CaptionRequest, outcomes: "Sequence[Outcome]", request_id: str, service: CaptionService
+    asked: CaptionRequest, outcomes: "Sequence[Outcome]", request_id: str, manifest: Manifest
 ) -> Response:
     """Write the answer without the members that were not asked for.
 
     What has the words of many captions is written in a thread: with attention, 16 images of 200
     bytes are answered with half a megabyte.
     """
-    model = _checkpoint_name(service)
+    model = CheckpointName(name=manifest.name, version=manifest.version)
     if _is_large(asked):
         text = await asyncio.to_thread(_written, asked, outcomes, request_id, model)
     else:
         text = _written(asked, outcomes, request_id, model)
     return Response(text, media_type="application/json")
-
-
-def _checkpoint_name(service: CaptionService) -> CheckpointName:
-    manifest = service.captioner.manifest
-    return CheckpointName(name=manifest.name, version=manifest.version)
 
 
 def _is_large(asked: CaptionRequest) -> bool:

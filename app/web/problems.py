@@ -15,6 +15,7 @@ Exception                                 status  code
 │   ├── TooManyRequests                      429  too_many_requests
 │   ├── RateExceeded                         429  rate_exceeded
 │   └── HeadTooLarge                         431  head_too_large
+├── CheckpointError                          409  checkpoint_refused
 ├── HTTPException (404)                      404  not_found
 ├── HTTPException (405)                      405  method_not_allowed
 ├── ImageError                                    one image is at fault
@@ -29,7 +30,7 @@ Exception                                 status  code
 └── anything else                            500  internal_error
 
 Bodies are RFC 9457 problem details. Of an exception only its class, its limit and, where its text
-is ours and harmless (an ImageError, a RequestError), its text are used.
+is ours and harmless (an ImageError, a RequestError, a CheckpointError), its text are used.
 """
 
 import asyncio
@@ -46,6 +47,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.captioner.errors import (
     FORMATS,
+    CheckpointError,
     ImageError,
     ImageTooLarge,
     TooCostly,
@@ -212,6 +214,12 @@ PROBLEM_TYPES: dict[type[Exception], ProblemType] = {
     FetchFailed: ProblemType(
         422, "fetch_failed", "Fetch failed", "The web address leads to no image."
     ),
+    CheckpointError: ProblemType(
+        409,
+        "checkpoint_refused",
+        "Checkpoint refused",
+        "It cannot be served; the one that was served still is.",
+    ),
     TooManyRequests: TOO_MANY_REQUESTS,
     OverShare: TOO_MANY_REQUESTS,
     RateExceeded: ProblemType(
@@ -308,6 +316,8 @@ def _detail(error: Exception, problem_type: ProblemType) -> str:
     if isinstance(error, InvalidRequest) and error.errors:
         first = error.errors[0]
         return ": ".join(filter(None, (first["field"], first["message"])))
+    if isinstance(error, CheckpointError):  # one line for an administrator, cut where it was made
+        return str(error)
     if isinstance(error, _SELF_EXPLAINING) and str(error):
         return echo.message(str(error))
     return problem_type.detail

@@ -17,6 +17,7 @@ from app.captioner.presentation import told
 from app.observability.metrics import Metrics
 from app.serving.batching import Closed, DeadlineExceeded, Flow, Overloaded
 from app.serving.health import Health, NotReady, Report
+from app.serving.reloading import Served, name_of
 from app.serving.service import CaptionService, OnStage
 from app.settings import Settings
 from app.web import answers, forms, problems
@@ -27,15 +28,20 @@ from app.web.schemas import (
     PARAMETERS,
     REQUEST_BODY,
     SECURITY,
+    VERSION,
     CaptionResponse,
     CheckpointList,
+    CheckpointName,
     HealthReport,
     ListedCheckpoint,
     Options,
+    RefusedCheckpoint,
+    Reloaded,
 )
 
 if TYPE_CHECKING:
     from app.captioner.captions import Candidates
+    from app.serving.captioner import Manifest
     from app.web.answers import Outcome
 
 
@@ -91,6 +97,19 @@ def app_state_of(request: Request) -> AppState:
     return app_state
 
 
+def served_of(request: Request) -> Served:
+    """Give who captions the images of a request: what was served when this was first asked."""
+    served: Served = request.scope["state"].setdefault(
+        "served", app_state_of(request).service.served
+    )
+    return served
+
+
+def manifest_of(request: Request) -> "Manifest":
+    """Tell of the checkpoint that captions the images of a request."""
+    return served_of(request).captioner.manifest
+
+
 # Captions
 
 
@@ -108,7 +127,8 @@ async def caption_images(request: Request) -> Response:
     may_fetch = app_state.fetcher.is_on
     asked = await forms.read(request, app_state.settings.max_images, may_fetch=may_fetch)
     asked, outcomes = await caption_uploads(asked, request)
-    return await answers.as_json(asked, outcomes, request.state.request_id, app_state.service)
+    model = manifest_of(request)
+    return await answers.as_json(asked, outcomes, request.state.request_id, model)
 
 
 async def caption_uploads(
@@ -124,11 +144,11 @@ async def caption_uploads(
         InvalidRequest: More candidates are asked for than the beam is wide.
         Exception: What concerns the whole request; a lone image's problem is one.
     """
-    app_state = app_state_of(request)
-    _check_n_best(asked.options, app_state.service)
+    app_state, served = app_state_of(request), served_of(request)
+    _check_n_best(asked.options, served)
     asked = await _fetched(asked, request.state, app_state.fetcher)
     with app_state.service.holding(len(asked.uploads), request.state.caller):
-        return asked, await _outcomes(asked, request.state, app_state)
+        return asked, await _outcomes(asked, request.state, app_state, served)
 
 
 async def _fetched(asked: CaptionRequest, state: State, fetcher: Fetcher) -> CaptionRequest:
@@ -139,18 +159,27 @@ async def _fetched(asked: CaptionRequest, state: State, fetcher: Fetcher) -> Cap
         raise DeadlineExceeded from None
 
 
-def _check_n_best(options: Options, service: CaptionService) -> None:
-    beam_width = service.captioner.manifest.search.beam_width
+def _check_n_best(options: Options, served: Served) -> None:
+    beam_width = served.captioner.manifest.search.beam_width
     if options.n_best > beam_width:
         message = f"Input should be at most the beam width, {beam_width}"
         raise InvalidRequest([{"loc": ["n_best"], "msg": message}])
 
 
-async def _outcomes(asked: CaptionRequest, state: State, app_state: AppState) -> "list[Outcome]":
+async def _outcomes(
+    asked: CaptionRequest, state: State, app_state: AppState, served: Served
+) -> "list[Outcome]":
     flow = Flow(state.caller, object())
     how = asked.options.presentation(app_state.settings.min_confidence)
     coroutines = [
-        _found(app_state.service, upload, state.deadline_s, state.stages.of(image), flow)
+        _found(
+            app_state.service,
+            upload,
+            state.deadline_s,
+            state.stages.of(image),
+            flow,
+            served=served,
+        )
         for image, upload in enumerate(asked.uploads)
     ]
     if len(coroutines) == 1:  # it needs no task
@@ -161,19 +190,25 @@ async def _outcomes(asked: CaptionRequest, state: State, app_state: AppState) ->
         each if isinstance(each, Exception) else told(each, how) for each in found
     ]
     _count(outcomes, app_state.metrics)
-    state.notes.update(_notes(asked, outcomes, app_state))
+    state.notes.update(_notes(asked, outcomes, request))
     _raise_what_concerns_all(outcomes)
     return outcomes
 
 
 async def _found(
-    service: CaptionService, upload: Upload, deadline_s: float, on_stage: OnStage, flow: Flow
+    service: CaptionService,
+    upload: Upload,
+    deadline_s: float,
+    on_stage: OnStage,
+    flow: Flow,
+    *,
+    served: Served,
 ) -> "Candidates | Exception":
     """Give the captions of one upload, or what went wrong with it: the others go on."""
     if upload.fault is not None:
         return upload.fault
     try:
-        return await service.caption(upload.data, deadline_s, on_stage, flow)
+        return await service.caption(upload.data, deadline_s, on_stage, flow, served=served)
     except Exception as error:  # noqa: BLE001 - becomes this image's problem or the request's
         return error
 
@@ -186,17 +221,15 @@ def _count(outcomes: "list[Outcome]", metrics: Metrics) -> None:
             metrics.withheld.labels(outcome.withheld).inc()
 
 
-def _notes(
-    asked: CaptionRequest, outcomes: "list[Outcome]", app_state: AppState
-) -> dict[str, object]:
+def _notes(asked: CaptionRequest, outcomes: "list[Outcome]", request: Request) -> dict[str, object]:
     """Give what the log line of a request for captions says of its images."""
-    manifest = app_state.service.captioner.manifest
+    manifest = manifest_of(request)
     told: dict[str, object] = {
         "images": len(asked.uploads),
         "pixels": sum(formats.pixels(upload.data) for upload in asked.uploads),
         "checkpoint": f"{manifest.name}:{manifest.version}",
     }
-    if app_state.settings.log_captions:
+    if app_state_of(request).settings.log_captions:
         told["captions"] = [_said(outcome) for outcome in outcomes]
     return told
 
@@ -234,10 +267,36 @@ def _raise_what_concerns_all(outcomes: "list[Outcome]") -> None:
 )
 async def list_checkpoints(request: Request) -> Response:
     """Answer ``GET /v1/models``."""
-    manifest = app_state_of(request).service.captioner.manifest
-    listed = ListedCheckpoint(id=f"{manifest.name}:{manifest.version}")
-    served = CheckpointList(models=[manifest.public()], data=[listed])
+    captioner, refusal = served_of(request).captioner, app_state_of(request).service.reloads.refusal
+    served = CheckpointList(
+        models=[captioner.manifest.public()],
+        data=[ListedCheckpoint(id=name_of(captioner))],
+        refused=RefusedCheckpoint(**refusal._asdict()) if refusal else None,
+    )
     return Response(served.model_dump_json(), media_type="application/json")
+
+
+@router.post(
+    "/v1/admin/reload",
+    summary="Serve the checkpoint that is there now",
+    description=(
+        "Loads what CAPTION_CHECKPOINT leads to, or another version, beside the one that is "
+        "served, and lets it take over. One that cannot be trusted changes nothing."
+    ),
+    response_model=Reloaded,
+    responses=problems.openapi_responses(
+        "unauthorized", "not_found", "checkpoint_refused", "not_ready"
+    ),
+    openapi_extra={"parameters": [VERSION], "security": SECURITY[:-1]},
+)
+async def reload_checkpoint(request: Request) -> Response:
+    """Answer ``POST /v1/admin/reload``."""
+    version = request.query_params.get("version") or None
+    done = await app_state_of(request).service.reloads.reload("admin", version)
+    about = done.served.captioner.manifest
+    model = CheckpointName(name=about.name, version=about.version)
+    told = Reloaded(outcome=done.outcome, model=model, seconds=done.seconds)
+    return Response(told.model_dump_json(), media_type="application/json")
 
 
 def _probe(report: Report) -> JSONResponse:

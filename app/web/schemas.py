@@ -1,5 +1,6 @@
 """Wire schemas: what goes in and out as JSON."""
 
+from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -123,6 +124,12 @@ PARAMETERS: list[dict[str, Any]] = [
     ),
     _REQUEST_TIMEOUT,
 ]
+VERSION: dict[str, Any] = {
+    "name": "version",
+    "in": "query",
+    "description": "In place of the one that CAPTION_CHECKPOINT leads to, beside it.",
+    "schema": {"type": "string"},
+}
 SECURITY_SCHEMES: dict[str, Any] = {
     "bearer": {"type": "http", "scheme": "bearer", "description": "Where keys are set."},
     "apiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
@@ -311,12 +318,32 @@ class ListedCheckpoint(Strict):
     owned_by: str = "caption-service"
 
 
+class RefusedCheckpoint(Strict):
+    """The last checkpoint that should have been served and is not."""
+
+    reason: str
+    at: datetime
+
+
 class CheckpointList(Strict):
     """The checkpoints served: their manifests, and the list that OpenAI's clients read."""
 
     models: list[dict[str, Any]]
     object: Literal["list"] = "list"
     data: list[ListedCheckpoint]
+    refused: RefusedCheckpoint | None = Field(
+        None, description="Why the checkpoint that is there now is not served; else null."
+    )
+
+
+class Reloaded(Strict):
+    """What came of a look for another checkpoint."""
+
+    outcome: Literal["served", "unchanged"] = Field(
+        description="served: it has taken over; unchanged: it was served already."
+    )
+    model: CheckpointName
+    seconds: float
 
 
 class HealthReport(Strict):

@@ -7,6 +7,7 @@ import openvino as ov
 import pytest
 import torch
 
+from app.captioner.engines import cpu
 from app.captioner.errors import CheckpointError, UnsupportedImage
 from app.captioner.manifest import Said
 from app.captioner.pipeline import BatchResult, Captioner
@@ -27,6 +28,25 @@ def test_bytes_become_the_networks_square(captioner):
 def test_text_is_no_image(captioner):
     with pytest.raises(UnsupportedImage):
         captioner.read(b"hello", max_pixels=10_000)
+
+
+@pytest.mark.parametrize(("beside", "threads"), [(False, {3}), (True, {1})])
+def test_beside_another_captioner_one_core_prepares_all_workers(
+    directory, monkeypatch, beside, threads
+):
+    taken = []
+
+    class Counted(ThreadPoolExecutor):
+        def __init__(self, count):
+            taken.append(count)
+            super().__init__(count)
+
+    monkeypatch.setattr(cpu, "ThreadPoolExecutor", Counted)
+    captioner = Captioner.load(directory, workers=3, beside=beside)
+    captioner.warm_up([1, 2])
+    assert (set(taken), len(taken)) == (threads, 3)
+    assert captioner.engine.max_concurrent_batches == 3
+    captioner.check_golden()
 
 
 def test_every_image_gets_its_candidates_best_first(captioner):

@@ -77,6 +77,24 @@ def save_tiny_checkpoint(store: Path, decoder: str = "attention") -> Path:
     )
 
 
+def save_other_version(store: Path, version: str) -> Path:
+    """Publish a tiny checkpoint as ``<store>/tiny/<version>`` that differs in whatever it can.
+
+    It sees larger squares, says one word at most, keeps the classes of its encoder, and has a
+    narrower beam.
+    """
+    network = tiny_network(classes=True)
+    about = tiny_unpublished().manifest.model_copy(
+        update={
+            "architecture": network.architecture,
+            "image": ImageGeometry(size_px=SIZE_PX + 32, fit="squeeze"),
+            "search": SearchOptions(beam_width=2, max_words=1),
+        }
+    )
+    source = TorchCheckpoint(network, Vocabulary(WORDS), about)
+    return publish(source, store, version, scores={}, notes="For tests.", degenerate=True)
+
+
 def data_directory(directory: Path, *, train: int = 4, dev: int = 2) -> Path:
     """Write a directory in Flickr8k's layout: every image has its own colours and its own words."""
     folder = directory / "Flicker8k_Dataset"

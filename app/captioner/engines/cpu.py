@@ -71,6 +71,7 @@ class CpuEngine:
         precision: ``int8`` takes the quantised encoder and rounds the matrices of the decoder to 8
             bits; ``bfloat16`` rounds weights and activations, where the CPU has units for it.
         workers: batches side by side, a core each.
+        beside: whether another engine is at work: then one core prepares the workers, not all.
 
     Raises:
         CheckpointError: the graphs are none of the network, or are not there, or this CPU lacks
@@ -79,11 +80,14 @@ class CpuEngine:
 
     batches_cost_alike = False
 
-    def __init__(self, checkpoint: Checkpoint, *, precision: Precision, workers: int) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, *, precision: Precision, workers: int, beside: bool = False
+    ) -> None:
         if precision == "bfloat16" and not computes_bfloat16():
             raise CheckpointError(f"this CPU cannot compute in {precision}: choose float32")
         self.max_concurrent_batches = workers
-        self._workers = _workers(checkpoint, precision, workers)
+        self._preparing = 1 if beside else workers
+        self._workers = _workers(checkpoint, precision, workers, self._preparing)
         self._free: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
         for worker in self._workers:
             self._free.put(worker)
@@ -101,7 +105,7 @@ class CpuEngine:
 
     def warm_up(self, images: Sequence[Pixels]) -> None:
         """Run a batch once on every worker."""
-        with ThreadPoolExecutor(len(self._workers)) as threads:
+        with ThreadPoolExecutor(self._preparing) as threads:
             list(threads.map(lambda worker: worker.run(images, always_waiting), self._workers))
 
     @contextmanager
@@ -113,9 +117,11 @@ class CpuEngine:
             self._free.put(worker)
 
 
-def _workers(checkpoint: Checkpoint, precision: Precision, count: int) -> "list[_Worker]":
+def _workers(
+    checkpoint: Checkpoint, precision: Precision, count: int, side_by_side: int
+) -> "list[_Worker]":
     models = _Models(checkpoint, precision)
-    with ThreadPoolExecutor(count) as threads:  # compiling lets go of the GIL
+    with ThreadPoolExecutor(side_by_side) as threads:  # compiling lets go of the GIL
         return list(threads.map(lambda _: _Worker(models), range(count)))
 
 
