@@ -130,7 +130,8 @@ def test_options_say_what_rows_have(captioner, folder, output):
     ],
 )
 @pytest.mark.parametrize("scheme", ["", "file://"])
-def test_patterns_lead_to_files_each_once(captioner, folder, output, scheme, pattern, found):
+@pytest.mark.usefixtures("captioner")
+def test_patterns_lead_to_files_each_once(folder, output, scheme, pattern, found):
     (folder / ".hidden").write_bytes(DOG)
     assert bulk(output, f"{scheme}{folder}/{pattern}") == 0
     assert len(rows(output)) == len(found)
@@ -231,7 +232,7 @@ def test_web_addresses_are_fetched_from_the_hosts_of_the_settings(
 def test_without_named_hosts_no_address_is_fetched(captioner, tmp_path, output):
     parquet.write_table(pa.table({"url": ["http://127.0.0.1/1.jpg"]}), tmp_path / "0.parquet")
     assert bulk(output, tmp_path / "0.parquet") == 0
-    assert "CAPTION_FETCH_URLS" in [*errors(output).values()][0]
+    assert "CAPTION_FETCH_URLS" in next(iter(errors(output).values()))
 
 
 def test_another_file_system_is_read_and_written_as_this_one(captioner, folder, output):
@@ -287,8 +288,9 @@ def test_photos_that_are_slow_to_read_are_all_read(captioner, folder, output, mo
     ],
 )
 def test_what_leads_nowhere_is_told_before_the_network_is_loaded(
-    source, told, tmp_path, output, monkeypatch, capsys
+    source, told, tmp_path, monkeypatch, capsys
 ):
+    output = tmp_path / "captions"
     monkeypatch.chdir(tmp_path)
     parquet.write_table(pa.table({"a": [1], "b": [2]}), tmp_path / "table.parquet")
     (tmp_path / "false.parquet").write_bytes(b"no table")
@@ -299,19 +301,17 @@ def test_what_leads_nowhere_is_told_before_the_network_is_loaded(
 
 
 @pytest.mark.parametrize(
-    ("library", "arguments", "told"),
+    ("arguments", "told"),
     [
-        ("pyarrow", (), "caption-service[tables]"),
-        ("pyarrow", ("s3://photos/", "--format", "jsonl"), "caption-service[tables]"),
-        ("ray", ("--ray", "auto"), "caption-service[ray]"),
+        ((), "caption-service[tables]"),
+        (("s3://photos/", "--format", "jsonl"), "caption-service[tables]"),
+        (("--ray", "auto"), "caption-service[ray]"),
     ],
 )
-def test_a_library_that_is_missing_is_named(
-    library, arguments, told, folder, output, monkeypatch, capsys
-):
+def test_a_library_that_is_missing_is_named(arguments, told, folder, monkeypatch, capsys):
     monkeypatch.setattr("app.bulk.places.find_spec", lambda _: None)
     monkeypatch.setattr("app.bulk.on_ray.find_spec", lambda _: None)
-    assert bulk(output, folder, *arguments) == 1
+    assert bulk(folder / "captions", folder, *arguments) == 1
     assert told in capsys.readouterr().err
 
 
@@ -341,9 +341,7 @@ def test_a_later_run_does_the_rest_of_the_first_plan(captioner, folder, output):
     assert len(files(output)) == 4
 
 
-def test_a_file_that_cannot_be_read_now_is_left_to_a_later_run(
-    captioner, tmp_path, output, capsys
-):
+def test_a_file_that_cannot_be_read_now_is_left_to_a_later_run(captioner, tmp_path, output, capsys):
     first = tar(tmp_path / "0.tar", {"1.jpg": DOG})
     second = tar(tmp_path / "1.tar", {"1.jpg": CAT})
     assert bulk(output, first, second) == 0
@@ -392,7 +390,7 @@ def many(tmp_path_factory):
     place = tmp_path_factory.mktemp("many")
     drawn = [photo(n, width=32, height=24) for n in range(PHOTOS)]
     drawn[7] = drawn[7][:60]
-    for n in range(0, 100):
+    for n in range(100):
         (place / f"{n}.png").write_bytes(drawn[n])
     for n in range(100, 200, 20):
         tar(place / f"{n}.tar", {f"{m}.png": drawn[m] for m in range(n, n + 20)})
