@@ -1,4 +1,4 @@
-"""caption-service serve | caption PATH... | healthcheck, and what a terminal expects of each.
+"""caption-service serve | caption | bulk | healthcheck, and what a terminal expects of each.
 
 Whatever is heavy is imported by the verb that needs it: a health check runs every few seconds.
 """
@@ -14,7 +14,8 @@ from http.client import HTTPException
 from importlib.metadata import version
 from urllib.error import HTTPError
 
-from app.files.arguments import add_arguments
+from app.bulk import arguments as bulk_arguments
+from app.files import arguments as caption_arguments
 from app.settings import KEY_FILES, Settings, SettingsError, read_settings, variable
 
 _PROBE_TIMEOUT_S = 3.0
@@ -54,7 +55,9 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", required=True)
     _add_serve(verbs.add_parser("serve", help="start the service; flags win over CAPTION_*"))
     caption = verbs.add_parser("caption", help="caption files and folders of photos")
-    add_arguments(caption)
+    caption_arguments.add_arguments(caption)
+    bulk = verbs.add_parser("bulk", help="caption collections into files that are resumed")
+    bulk_arguments.add_arguments(bulk)
     healthcheck = verbs.add_parser("healthcheck", help="exit 0 when ready, else 1")
     healthcheck.add_argument("--url", help="default: /readyz of CAPTION_HOST and CAPTION_PORT")
     return parser
@@ -103,6 +106,12 @@ def _caption(options: argparse.Namespace, settings: Settings) -> int:
     return run(options, settings)
 
 
+def _bulk(options: argparse.Namespace, settings: Settings) -> int:
+    from app.bulk.command import run  # noqa: PLC0415
+
+    return run(options, settings)
+
+
 def _healthcheck(options: argparse.Namespace, settings: Settings) -> int:
     url = options.url or _readyz(settings)
     if not url.startswith(("http://", "https://")):
@@ -130,7 +139,7 @@ def _get(url: str) -> tuple[int, str]:
             return error.code, error.read(4096).decode(errors="replace")
 
 
-_VERBS = {"serve": _serve, "caption": _caption, "healthcheck": _healthcheck}
+_VERBS = {"serve": _serve, "caption": _caption, "bulk": _bulk, "healthcheck": _healthcheck}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,7 +1,7 @@
 """What this machine may do: ``CAPTION_*`` environment -> frozen Settings.
 
 What the network *is* lives in the checkpoint; the two never overlap. Importing this module reads
-nothing; ``read_settings`` does, and only ``cli`` calls it.
+nothing; ``read_settings`` does, and only ``cli`` and ``ray_serve`` call it.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""The three verbs, with a tiny real checkpoint, and the life of the process."""
+"""The verbs, with a tiny real checkpoint, and the life of the process."""
 
 import asyncio
 import contextlib

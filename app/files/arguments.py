@@ -10,13 +10,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "photos", nargs="+", metavar="PATH", help="files, folders, patterns, or - for stdin"
     )
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
-    parser.add_argument("--n-best", type=_count, default=1, metavar="N", help="captions each")
-    parser.add_argument(
-        "--min-confidence", type=_share, metavar="P", help="withhold captions below it, 0 to 1"
-    )
-    parser.add_argument("--neutral", action="store_true", help="say person, not man or woman")
-    parser.add_argument("--style", choices=("sentence", "alt"), default="sentence")
-    parser.add_argument("--tags", action="store_true", help="what the photos may show")
+    add_telling(parser)
     parser.add_argument("--url", help="use a running service, with the first of CAPTION_API_KEYS")
     parser.add_argument(
         "--output", type=Path, metavar="FILE", help=".jsonl or .csv; a later run adds the rest"
@@ -30,7 +24,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _count(text: str) -> int:
+def add_telling(parser: argparse.ArgumentParser) -> None:
+    """Declare how captions are told."""
+    parser.add_argument("--n-best", type=count, default=1, metavar="N", help="captions each")
+    parser.add_argument(
+        "--min-confidence", type=_share, metavar="P", help="withhold captions below it, 0 to 1"
+    )
+    parser.add_argument("--neutral", action="store_true", help="say person, not man or woman")
+    parser.add_argument("--style", choices=("sentence", "alt"), default="sentence")
+    parser.add_argument("--tags", action="store_true", help="what the photos may show")
+
+
+def count(text: str) -> int:
+    """Read a number of things.
+
+    Raises:
+        argparse.ArgumentTypeError: It is none.
+    """
     if not (text.isascii() and text.isdigit() and int(text)):
         raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text}")
     return int(text)

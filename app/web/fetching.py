@@ -10,6 +10,7 @@ import asyncio
 import ipaddress
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -100,6 +101,22 @@ class Fetcher:
     def close(self) -> None:
         """Let go of the threads."""
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+def fetch(url: str, settings: Settings) -> bytes:
+    """Fetch one file for who has no loop, with the checks and limits of `Fetcher`.
+
+    Raises:
+        FetchFailed: It is not allowed, or does not lead to a file within the limits.
+    """
+    job = _Job(settings.fetch_urls, settings.fetch_timeout_s, settings.max_upload_bytes)
+    alarm = threading.Timer(settings.fetch_timeout_s, job.abort)
+    alarm.daemon = True
+    alarm.start()
+    try:
+        return job.run(url)
+    finally:
+        alarm.cancel()
 
 
 class _Target(NamedTuple):

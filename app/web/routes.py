@@ -190,7 +190,7 @@ async def _outcomes(
         each if isinstance(each, Exception) else told(each, how) for each in found
     ]
     _count(outcomes, app_state.metrics)
-    state.notes.update(_notes(asked, outcomes, request))
+    state.notes.update(_notes(asked, outcomes, app_state.settings, served))
     _raise_what_concerns_all(outcomes)
     return outcomes
 
@@ -229,7 +229,7 @@ def _notes(asked: CaptionRequest, outcomes: "list[Outcome]", request: Request) -
         "pixels": sum(formats.pixels(upload.data) for upload in asked.uploads),
         "checkpoint": f"{manifest.name}:{manifest.version}",
     }
-    if app_state_of(request).settings.log_captions:
+    if settings.log_captions:
         told["captions"] = [_said(outcome) for outcome in outcomes]
     return told
 

@@ -171,6 +171,13 @@ def test_what_another_try_would_not_help_is_raised_at_once(caption, status, slep
 
 
 @both
+def test_a_proxy_that_lost_its_service_is_asked_again(caption, slept):
+    transport, asked = answering(httpx.Response(500, text="Internal Server Error"), FINE)
+    assert caption(transport).text == "a dog"
+    assert len(asked) == 2
+
+
+@both
 def test_it_gives_up_after_its_retries(caption, slept):
     transport, asked = answering(httpx.ConnectError("refused"))
     with pytest.raises(Unreachable, match="refused"):

@@ -133,7 +133,7 @@ class Exchange:
         """
         self._failures += 1
         may_help = isinstance(error, Unreachable) or (
-            isinstance(error, Refused) and error.status in _AGAIN
+            isinstance(error, Refused) and (error.status in _AGAIN or _lost_between(error))
         )
         told_s = error.retry_after_s if isinstance(error, Refused) else None
         delay_s = _backoff_s(self._failures) if told_s is None else told_s
@@ -143,6 +143,11 @@ class Exchange:
 
     def _left_s(self) -> float:
         return self._began_s + self.deadline_s - time.monotonic()
+
+
+def _lost_between(error: Refused) -> bool:
+    """Say whether a proxy tells of a service that was lost; one that lives gives a code."""
+    return error.status == 500 and not error.code
 
 
 def _backoff_s(failures: int) -> float:

@@ -1,0 +1,1 @@
+"""Collections of photos -> captions in shards, resumed after any end; on one machine or on Ray."""
