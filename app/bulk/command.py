@@ -15,6 +15,7 @@ from app.bulk.work import Done, Job
 from app.captioner.errors import CheckpointError
 from app.captioner.presentation import Presentation
 from app.files.outputs import complain
+from app.loading import CheckpointStore
 from app.settings import Settings
 
 
@@ -40,7 +41,7 @@ def _job(options: argparse.Namespace, settings: Settings) -> Job:
         style=options.style,
         min_confidence=settings.min_confidence if given is None else given,
     )
-    checkpoint = settings.checkpoint_directory().absolute()
+    checkpoint = CheckpointStore(settings).find().absolute()
     return Job(
         settings.model_copy(update={"checkpoint": checkpoint}),  # a worker has another folder
         absolute(options.output),

@@ -221,9 +221,11 @@ def _count(outcomes: "list[Outcome]", metrics: Metrics) -> None:
             metrics.withheld.labels(outcome.withheld).inc()
 
 
-def _notes(asked: CaptionRequest, outcomes: "list[Outcome]", request: Request) -> dict[str, object]:
+def _notes(
+    asked: CaptionRequest, outcomes: "list[Outcome]", settings: Settings, served: Served
+) -> dict[str, object]:
     """Give what the log line of a request for captions says of its images."""
-    manifest = manifest_of(request)
+    manifest = served.captioner.manifest
     told: dict[str, object] = {
         "images": len(asked.uploads),
         "pixels": sum(formats.pixels(upload.data) for upload in asked.uploads),
