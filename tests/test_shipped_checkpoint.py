@@ -110,9 +110,10 @@ def odd_files(tmp_path):
     return tmp_path, {name: expected for name, (_, expected) in files.items()}
 
 
-async def test_what_shows_nothing_and_what_ends_early_has_a_warning(captioner, odd_files):
+@pytest.mark.parametrize("cached", [0, 8])
+async def test_what_shows_nothing_and_what_ends_early_has_a_warning(captioner, odd_files, cached):
     place, expected = odd_files
-    async with serving(captioner) as client:
+    async with serving(captioner, result_cache_entries=cached) as client:
         for name, word in expected.items():
             answer = await client.post("/v1/captions", content=(place / name).read_bytes())
             (result,) = answer.json()["results"]

@@ -13,7 +13,7 @@ from app.bulk.plan import PlannedPart, parts_of
 from app.bulk.progress import progress
 from app.bulk.work import Done, Job
 from app.captioner.errors import CheckpointError
-from app.captioner.presentation import Presentation
+from app.files.arguments import presentation
 from app.files.outputs import complain
 from app.loading import CheckpointStore
 from app.settings import Settings
@@ -35,12 +35,6 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
 
 
 def _job(options: argparse.Namespace, settings: Settings) -> Job:
-    given: float | None = options.min_confidence
-    how = Presentation(
-        neutral=options.neutral,
-        style=options.style,
-        min_confidence=settings.min_confidence if given is None else given,
-    )
     checkpoint = CheckpointStore(settings).find().absolute()
     return Job(
         settings.model_copy(update={"checkpoint": checkpoint}),  # a worker has another folder
@@ -48,7 +42,7 @@ def _job(options: argparse.Namespace, settings: Settings) -> Job:
         options.format,
         options.n_best,
         options.tags,
-        how,
+        presentation(options, settings),
     )
 
 

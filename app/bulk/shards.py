@@ -70,6 +70,7 @@ class Shards:
             "log_prob": best and best.log_prob,
             "confidence": best and best.confidence,
             "withheld": outcome.withheld,
+            "warning": outcome.warning,
             "error": outcome.error or None,
         }
         if self._n_best > 1:
@@ -162,7 +163,7 @@ def _schema(*, n_best: int, tags: bool) -> Any:
     text, number = pa.string(), pa.float64()
     candidate = dict.fromkeys(Candidate.__annotations__, number) | {"caption": text}
     fields = {"image": text, "caption": text, "log_prob": number, "confidence": number}
-    fields |= {"withheld": text, "error": text}
+    fields |= {"withheld": text, "warning": text, "error": text}
     if n_best > 1:
         fields["candidates"] = pa.list_(pa.struct(candidate))
     if tags:

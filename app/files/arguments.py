@@ -2,6 +2,11 @@
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from app.captioner.presentation import Presentation
+    from app.settings import Settings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,6 +38,23 @@ def add_telling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--neutral", action="store_true", help="say person, not man or woman")
     parser.add_argument("--style", choices=("sentence", "alt"), default="sentence")
     parser.add_argument("--tags", action="store_true", help="what the photos may show")
+
+
+def presentation(options: argparse.Namespace, settings: "Settings") -> "Presentation":
+    """Read what `add_telling` declared."""
+    from app.captioner.presentation import Presentation  # noqa: PLC0415 - brings numpy
+
+    return Presentation(
+        neutral=options.neutral,
+        style=options.style,
+        min_confidence=min_confidence(options, settings),
+    )
+
+
+def min_confidence(options: argparse.Namespace, settings: "Settings") -> float | None:
+    """Give the least confidence: of the command line, else of the settings."""
+    given: float | None = options.min_confidence
+    return settings.min_confidence if given is None else given
 
 
 def count(text: str) -> int:

@@ -3,18 +3,15 @@
 import argparse
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
 
 from app.captioner.errors import CheckpointError
 from app.files import metadata, outputs
+from app.files.arguments import min_confidence, presentation
 from app.files.metadata import NoMetadata
 from app.files.outcome import CaptionAll, Outcome, Source
 from app.files.outputs import Table, Write, complain
 from app.files.sources import find
 from app.settings import Settings
-
-if TYPE_CHECKING:
-    from app.captioner.presentation import Presentation
 
 
 def run(options: argparse.Namespace, settings: Settings) -> int:
@@ -98,7 +95,7 @@ def _drawn(
         max_batch=1,
         max_pixels=settings.max_pixels,
         n_best=options.n_best,
-        how=_presentation(options, settings),
+        how=presentation(options, settings),
     )
     (outcome,) = told([photo])
     if not _written(outcome, writes):
@@ -122,7 +119,7 @@ def _captioner(options: argparse.Namespace, settings: Settings) -> CaptionAll:
             key=keys[0] if keys else None,
             deadline_s=settings.deadline_s,
             n_best=options.n_best,
-            min_confidence=_min_confidence(options, settings),
+            min_confidence=min_confidence(options, settings),
             neutral=options.neutral,
             style=options.style,
             tags=options.tags,
@@ -135,23 +132,8 @@ def _captioner(options: argparse.Namespace, settings: Settings) -> CaptionAll:
         max_batch=settings.max_batch,
         max_pixels=settings.max_pixels,
         n_best=options.n_best,
-        how=_presentation(options, settings),
+        how=presentation(options, settings),
     )
-
-
-def _presentation(options: argparse.Namespace, settings: Settings) -> "Presentation":
-    from app.captioner.presentation import Presentation  # noqa: PLC0415 - brings numpy
-
-    return Presentation(
-        neutral=options.neutral,
-        style=options.style,
-        min_confidence=_min_confidence(options, settings),
-    )
-
-
-def _min_confidence(options: argparse.Namespace, settings: Settings) -> float | None:
-    given: float | None = options.min_confidence
-    return settings.min_confidence if given is None else given
 
 
 def _with_progress(outcomes: Iterator[Outcome], total: int, *, hidden: bool) -> Iterator[Outcome]:

@@ -139,13 +139,13 @@ class Metrics:
         self.checkpoint.info(dict(identity))
         self._served = f"{identity['name']}:{identity['version']}"
 
-    def answered(self, route: str, outcome: str) -> None:
-        """Take note of an answer."""
-        self.requests.labels(route, outcome, self._served).inc()
+    def answered(self, route: str, outcome: str, checkpoint: str = "") -> None:
+        """Take note of an answer, by the checkpoint that captioned; else by the one served now."""
+        self.requests.labels(route, outcome, checkpoint or self._served).inc()
 
-    def captioned(self, outcome: str) -> None:
+    def captioned(self, outcome: str, checkpoint: str) -> None:
         """Take note of what became of an image."""
-        self.images.labels(outcome, self._served).inc()
+        self.images.labels(outcome, checkpoint).inc()
 
     def dispatched(self, waits_s: Sequence[float], reason: str) -> None:
         """Take note of a batch that leaves the queue."""

@@ -247,7 +247,7 @@ class CaptionService:
             captioned = await self._caption_uncached(
                 data, math.inf, lambda *stage: stages.append(stage), flow, served.captioner
             )
-            return type(captioned)(map(_on_its_own, captioned), captioned.tags)
+            return captioned.told_as(map(_on_its_own, captioned))
 
         candidates = await results.get(key, compute, deadline_s)
         for stage in stages or [("cache", arrived_s, time.monotonic())]:

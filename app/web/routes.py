@@ -189,8 +189,9 @@ async def _outcomes(
     outcomes: list[Outcome] = [
         each if isinstance(each, Exception) else told(each, how) for each in found
     ]
-    _count(outcomes, app_state.metrics)
-    state.notes.update(_notes(asked, outcomes, app_state.settings, served))
+    checkpoint = name_of(served.captioner)
+    _count(outcomes, app_state.metrics, checkpoint)
+    state.notes.update(_notes(asked, outcomes, app_state.settings), checkpoint=checkpoint)
     _raise_what_concerns_all(outcomes)
     return outcomes
 
@@ -213,23 +214,21 @@ async def _found(
         return error
 
 
-def _count(outcomes: "list[Outcome]", metrics: Metrics) -> None:
+def _count(outcomes: "list[Outcome]", metrics: Metrics, checkpoint: str) -> None:
     for outcome in outcomes:
         code = problems.problem_type_of(outcome).code if isinstance(outcome, Exception) else "ok"
-        metrics.captioned(code)
+        metrics.captioned(code, checkpoint)
         if not isinstance(outcome, Exception) and outcome.withheld:
             metrics.withheld.labels(outcome.withheld).inc()
 
 
 def _notes(
-    asked: CaptionRequest, outcomes: "list[Outcome]", settings: Settings, served: Served
+    asked: CaptionRequest, outcomes: "list[Outcome]", settings: Settings
 ) -> dict[str, object]:
     """Give what the log line of a request for captions says of its images."""
-    manifest = served.captioner.manifest
     told: dict[str, object] = {
         "images": len(asked.uploads),
         "pixels": sum(formats.pixels(upload.data) for upload in asked.uploads),
-        "checkpoint": f"{manifest.name}:{manifest.version}",
     }
     if settings.log_captions:
         told["captions"] = [_said(outcome) for outcome in outcomes]

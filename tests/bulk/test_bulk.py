@@ -22,11 +22,11 @@ from app.bulk import places
 from app.cli import main
 from app.web import fetching
 from app.web.problems import FetchFailed
-from support.fake import FakeCaptioner
+from support.fake import CAT, DOG, FakeCaptioner, photo_folder
 from support.photos import photo
 from support.processes import descendants, wants_proc
 
-DOG, CAT, HORSE = b"a dog runs", b"a cat", b"a horse"
+HORSE = b"a horse"
 
 
 @pytest.fixture
@@ -39,12 +39,7 @@ def captioner(monkeypatch):
 
 @pytest.fixture
 def folder(tmp_path):
-    place = tmp_path / "photos"
-    (place / "inner").mkdir(parents=True)
-    (place / "b.JPG").write_bytes(DOG)
-    (place / "inner/a.png").write_bytes(CAT)
-    (place / "notes.txt").write_bytes(b"no photo")
-    return place
+    return photo_folder(tmp_path / "photos")
 
 
 @pytest.fixture
@@ -98,6 +93,7 @@ def test_a_folder_becomes_rows_with_all_that_is_told(captioner, folder, output, 
         "log_prob": -1.0,
         "confidence": 0.8,
         "withheld": None,
+        "warning": None,
         "error": None,
     }
     assert captions(output) == {

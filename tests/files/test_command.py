@@ -14,10 +14,8 @@ from app.captioner.captions import Caption, Word
 from app.captioner.errors import CheckpointError
 from app.cli import main
 from app.files import attention
-from support.fake import FakeCaptioner
+from support.fake import CAT, DOG, FakeCaptioner, photo_folder
 from support.photos import photo
-
-DOG, CAT = b"a dog runs", b"a cat"
 
 
 @pytest.fixture
@@ -31,12 +29,7 @@ def captioner(monkeypatch):
 @pytest.fixture
 def folder(tmp_path):
     """Give a folder with photos in it and in a folder inside it."""
-    place = tmp_path / "photos"
-    (place / "inner").mkdir(parents=True)
-    (place / "b.JPG").write_bytes(DOG)
-    (place / "inner/a.png").write_bytes(CAT)
-    (place / "notes.txt").write_bytes(b"no photo")
-    return place
+    return photo_folder(tmp_path / "photos")
 
 
 def lines(capsys):

@@ -69,7 +69,7 @@ async def test_paths_that_nobody_registered_share_one_label():
 
 async def test_two_apps_do_not_share_metrics():
     first, second = create_app(Settings()), create_app(Settings())
-    first.state.app_state.metrics.captioned("ok")
+    first.state.app_state.metrics.captioned("ok", "tiny:1")
     assert second.state.app_state.metrics.registry.get_sample_value(
         "caption_images_total", {"outcome": "ok", "checkpoint": ""}
     ) in (None, 0.0)

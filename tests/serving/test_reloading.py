@@ -127,6 +127,13 @@ async def test_what_is_under_way_ends_with_the_old_one_and_says_so():
         await until(lambda: service.depth == 2)
         first.gate.set()
         answers = [await each for each in (running, waiting, late)]
+        metrics = (await client.get("/metrics")).text
+    for counter in (
+        'caption_images_total{{checkpoint="tiny:{}",outcome="ok"}} {}',
+        'caption_requests_total{{checkpoint="tiny:{}",outcome="ok",route="/v1/captions"}} {}',
+    ):
+        assert counter.format(1, 2.0) in metrics
+        assert counter.format(2, 1.0) in metrics
     assert [served(answer) for answer in answers] == ["1", "1", "2"]
     assert [captions(answer) for answer in answers] == [["1"], ["2"], ["3"]]
     assert (first.batches, second.batches) == ([[b"1"], [b"2"]], [[b"3"]])

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -67,6 +68,18 @@ class FakeEngine:
     def __init__(self) -> None:
         self.max_concurrent_batches = 1
         self.batches_cost_alike = False
+
+
+DOG, CAT = b"a dog runs", b"a cat"
+
+
+def photo_folder(place: Path) -> Path:
+    """Make a folder with what the fake takes for photos, in it and in a folder inside it."""
+    (place / "inner").mkdir(parents=True)
+    (place / "b.JPG").write_bytes(DOG)
+    (place / "inner/a.png").write_bytes(CAT)
+    (place / "notes.txt").write_bytes(b"no photo")
+    return place
 
 
 class FakeCaptioner:

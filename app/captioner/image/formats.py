@@ -199,10 +199,7 @@ def pixels(data: bytes) -> int:
         return 0
     if kind == "JPEG":
         return _jpeg_pixels(data)
-    if kind == "PNG":
-        return int.from_bytes(data[16:20], "big") * int.from_bytes(data[20:24], "big")
-    width, height = _size(data, kind)
-    return width * height
+    return math.prod(_size(data, kind))
 
 
 def _jpeg_pixels(data: bytes) -> int:
@@ -230,15 +227,16 @@ def cost_s(data: bytes) -> float:
         return _png_cost_s(data)
     if kind == "BMP" and data[30:31] in _BMP_RUNS:
         return _BMP_RUN_S * len(data)
-    width, height = _size(data, kind)
     pixel_s, byte_s = _COST_S[kind]
-    return pixel_s * width * height + byte_s * len(data)
+    return pixel_s * math.prod(_size(data, kind)) + byte_s * len(data)
 
 
 def _size(data: bytes, kind: Kind) -> tuple[int, int]:
     """Give width and height as the header says; of what has several, the largest."""
     if kind == "WEBP":
         return webp_size(data)
+    if kind == "PNG":
+        return int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
     if kind == "GIF":
         return gif.size(data)
     if kind == "TIFF":
@@ -282,7 +280,7 @@ def _jpeg_cost_s(data: bytes) -> float:
 
 def _png_cost_s(data: bytes) -> float:
     """Pixels are unpacked, their filters undone, what is transparent laid on white."""
-    pixels = int.from_bytes(data[16:20], "big") * int.from_bytes(data[20:24], "big")
+    pixels = math.prod(_size(data, "PNG"))
     depth, colour = data[24:25], data[25:26]
     nbytes = pixels * (depth[0] if depth else 0) * _PNG_CHANNELS.get(colour, 0) / 8
     alpha_s = 6e-9 if colour in _PNG_ALPHA else 0.0
