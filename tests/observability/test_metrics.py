@@ -71,7 +71,7 @@ async def test_two_apps_do_not_share_metrics():
     first, second = create_app(Settings()), create_app(Settings())
     first.state.app_state.metrics.captioned("ok", "tiny:1")
     assert second.state.app_state.metrics.registry.get_sample_value(
-        "caption_images_total", {"outcome": "ok", "checkpoint": ""}
+        "caption_images_total", {"outcome": "ok", "checkpoint": "tiny:1"}
     ) in (None, 0.0)
     for app in (first, second):
         await app.state.app_state.service.close()
