@@ -2,7 +2,8 @@
 
 Photos are copies of one, each with noise of its own, a third each as files, in tar files and in
 Parquet. With --rounds the pipeline without reading or writing and `bulk` take turns; with --kill
-a run is killed once half is done and begun again.
+a run is killed once half is done and begun again; --ray compares whole commands, with their start;
+--memory tells whether it grows.
 
 Run: .venv/bin/python benchmarks/bulk.py photo.jpg --photos 3000 --rounds 5
      .venv/bin/python benchmarks/bulk.py photo.jpg --photos 20000 --kill
@@ -38,6 +39,7 @@ from app.files.local import LocalCaptioner
 from app.loading import load_captioner
 from app.settings import Settings
 from limit import whole_per_s
+from meter import Meter
 
 ROWS = 200  # of a file of captions, of a tar file, and of a row group
 _BATCH = 8
@@ -147,6 +149,22 @@ def timed_s(place: Path, more: Sequence[str]) -> float:
     return time.perf_counter() - began_s
 
 
+def memory_mb(place: Path, count: int) -> list[float]:
+    """Give the most memory of the command and its processes in each quarter of the files, MiB."""
+    shutil.rmtree(place / "captions", ignore_errors=True)
+    files, quarters = -(-count // ROWS), [0.0] * 4
+    running = command(place)
+    meter = Meter(running.pid)
+    while running.poll() is None:
+        done = len(list((place / "captions").glob("part-*")))
+        quarter = min(4 * done // files, 3)
+        quarters[quarter] = max(quarters[quarter], meter.memory_bytes() / 2**20)
+        time.sleep(0.5)
+    if running.returncode:
+        raise SystemExit("bulk failed")
+    return quarters
+
+
 def by_command(place: Path, count: int) -> dict[str, float]:
     """Give photos a second of the whole command, here and on Ray with one and two workers."""
     ways = {
@@ -166,6 +184,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=0, help="of limit and bulk in turns")
     parser.add_argument("--kill", action="store_true")
     parser.add_argument("--ray", action="store_true", help="whole commands, here and on Ray")
+    parser.add_argument("--memory", action="store_true", help="of the command, by quarter")
     result.add_output(parser)
     args = parser.parse_args()
     line: dict[str, Any] = {"benchmark": "bulk", "side_px": args.side_px}
@@ -185,6 +204,9 @@ def main() -> None:
         if args.ray:
             line["commands"] = by_command(place, len(photos))
             table += [f"{name:20}{per_s:>10.1f}" for name, per_s in line["commands"].items()]
+        if args.memory:
+            line["memory_mb"] = memory_mb(place, len(photos))
+            table += [f"MiB by quarter: {' '.join(f'{mb:.0f}' for mb in line['memory_mb'])}"]
     result.report(table, line, args.output)
 
 

@@ -23,6 +23,7 @@ from app.settings import PROJECT_ROOT, Settings
 SERVERS = Path(__file__).resolve().parent / "peers"
 OURS = "caption-service"
 BALANCED = "haproxy"
+ON_RAY = "ray_replicas"
 ENGINES = ("plain", "captioner")
 MAX_BATCH = 8
 STOP_S = 20.0
@@ -90,8 +91,9 @@ PEERS = {
 SERVICE = {
     OURS: Peer((), ("-m", "app.cli", "serve"), path="/v1/captions"),
     BALANCED: Peer((), (str(SERVERS / "haproxy_server.py"),), path="/v1/captions"),
+    ON_RAY: Peer((), (str(SERVERS / "ray_replicas_server.py"),), path="/v1/captions"),
 }
-"""Ours: one service, and several behind HAProxy."""
+"""Ours: one service, several behind HAProxy, and replicas on Ray Serve."""
 
 
 class Contender(NamedTuple):

@@ -328,7 +328,9 @@ def test_without_haproxy_the_others_are_measured(monkeypatch, tmp_path):
 
 def test_every_peer_has_its_server():
     files = {path.stem for path in servers.SERVERS.glob("*_server.py")}
-    assert files == {f"{name}_server" for name in (servers.BALANCED, *servers.PEERS)}
+    assert files == {
+        f"{name}_server" for name in (servers.BALANCED, servers.ON_RAY, *servers.PEERS)
+    }
 
 
 def test_the_size_of_the_install_counts_what_is_required_and_no_more():

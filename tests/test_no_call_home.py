@@ -23,6 +23,7 @@ READY = (200, {"status": "ready", "reason": "ok"})
 CALLS = "connect,sendto,sendmsg,sendmmsg"
 PROGRAMS = {
     "caption": ("-m", "app.cli", "caption"),
+    "bulk": ("-m", "app.cli", "bulk", "--output", "captions"),
     "trainer": (
         "-c",
         "import time, trainer.training.run_directory, trainer.publishing.publish; time.sleep(6)",
@@ -134,7 +135,9 @@ def test_the_service_talks_to_its_callers_alone_and_leaves_home_as_it_is(
     assert written(home) == []
 
 
-@pytest.mark.parametrize("program", ["caption", pytest.param("trainer", marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "program", ["caption", "bulk", pytest.param("trainer", marks=pytest.mark.long)]
+)
 def test_the_other_programs_call_nobody_and_leave_home_as_it_is(
     program,
     checkpoint,
@@ -157,7 +160,9 @@ def run(program, checkpoint, tmp_path, *before):
         *before,
         sys.executable,
         *PROGRAMS[program],
-        *([file] if program == "caption" else ()),
+        *([file] if program in ("caption", "bulk") else ()),
     ]
     environment = {**os.environ, "CAPTION_CHECKPOINT": str(checkpoint)}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
+    )

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from support.photos import photo
 from support.processes import descendants, wants_proc
 from support.service_process import Process
@@ -45,10 +47,12 @@ def run(text, **settings):
     )
 
 
-def test_caption_runs_without_torch(checkpoint, tmp_path):
+@pytest.mark.parametrize("verb", ["caption", "bulk"])
+def test_captions_of_files_are_made_without_torch(verb, checkpoint, tmp_path):
     file = tmp_path / "a.png"
     file.write_bytes(photo())
-    text, found = program(tmp_path, "caption", file)
+    output = ("--output", tmp_path / "captions") if verb == "bulk" else ()
+    text, found = program(tmp_path, verb, file, *output)
     done = run(text, CAPTION_CHECKPOINT=str(checkpoint), CAPTION_DEVICE="cpu")
     assert done.returncode == 0, done.stderr
     modules, mapped = read(found)

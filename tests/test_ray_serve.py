@@ -49,18 +49,74 @@ ray.shutdown()
 """
 
 
-@pytest.fixture(scope="module")
-def deployed(checkpoint, tmp_path_factory):
-    """Two replicas behind Serve's proxy."""
-    with Process(checkpoint, tmp_path_factory.mktemp("ray"), program=PROGRAM) as running:
-        ends_s = time.monotonic() + 200
-        while READY not in running.log.read_text():
-            assert running.process.poll() is None, running.log.read_text()
-            assert time.monotonic() < ends_s, running.log.read_text()
-            time.sleep(0.1)
+CLUSTER = f"""
+READY = {READY!r}
+import os, sys
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ["RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"] = "60"
+import ray
+from ray import serve
+from ray.cluster_utils import Cluster
+
+cluster = Cluster(
+    initialize_head=True, connect=False, head_node_args=dict(num_cpus=1, include_dashboard=False)
+)
+other = cluster.add_node(num_cpus=1)
+ray.init(cluster.address, log_to_driver=False)
+where = dict(host="127.0.0.1", port=int(os.environ["CAPTION_PORT"]))
+serve.start(proxy_location="HeadOnly", http_options=where)  # both nodes have this machine's ports
+from app.ray_serve import Captions
+
+scaling = dict(
+    min_replicas=1,
+    max_replicas=2,
+    target_ongoing_requests=2,
+    upscale_delay_s=1,
+    downscale_delay_s=2,
+    metrics_interval_s=0.5,
+    look_back_period_s=2,
+)
+serve.run(Captions.options(autoscaling_config=scaling, max_replicas_per_node=1).bind())
+print(READY, flush=True)
+for line in sys.stdin:
+    cluster.remove_node(other, allow_graceful=False)
+    print("the node is gone", flush=True)
+serve.shutdown()
+ray.shutdown()
+cluster.shutdown()
+"""
+
+
+@contextlib.contextmanager
+def running_program(checkpoint, folder, program):
+    with Process(checkpoint, folder, program=program) as running:
+        wait_for(running, READY)
         yield running
         running.process.stdin.close()  # Ray's own processes end with it
         running.process.wait(60)
+
+
+def wait_for(running, text):
+    """Wait until the program says so."""
+    ends_s = time.monotonic() + 200
+    while text not in running.log.read_text():
+        assert running.process.poll() is None, running.log.read_text()
+        assert time.monotonic() < ends_s, running.log.read_text()
+        time.sleep(0.1)
+
+
+@pytest.fixture(scope="module")
+def deployed(checkpoint, tmp_path_factory):
+    """Two replicas behind Serve's proxy."""
+    with running_program(checkpoint, tmp_path_factory.mktemp("ray"), PROGRAM) as running:
+        yield running
+
+
+@pytest.fixture
+def cluster(checkpoint, tmp_path):
+    """A cluster of two nodes with room for a replica each, and one replica until there is work."""
+    with running_program(checkpoint, tmp_path, CLUSTER) as running:
+        yield running
 
 
 def replicas(running):
@@ -121,6 +177,66 @@ def test_a_replica_that_is_killed_costs_only_what_it_had_under_way(deployed):
     assert all(each.result() for each in retries)  # who retries notices nothing
     assert statuses[200] > CALLERS
     assert statuses.total() - statuses[200] <= CALLERS  # each caller had one request under way
+
+
+class Callers:
+    """Ask without a pause, each again after its answer."""
+
+    def __init__(self, running, count):
+        self.statuses = Counter()
+        self._url = f"{running.url}/v1/captions"
+        self._ended = threading.Event()
+        self._pool = ThreadPoolExecutor(count)
+        self._calls = [self._pool.submit(self._call, seed) for seed in range(count)]
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._ended.set()
+        self._pool.shutdown()
+        for each in self._calls:
+            each.result()
+
+    def _call(self, seed):
+        with httpx.Client(timeout=60) as client:
+            while not self._ended.is_set():
+                self.statuses[client.post(self._url, content=photo(seed)).status_code] += 1
+
+
+def until(running, count):
+    ends_s = time.monotonic() + 120
+    while len(replicas(running)) != count:
+        assert time.monotonic() < ends_s, f"{len(replicas(running))} replicas instead of {count}"
+        time.sleep(0.2)
+
+
+@wants_proc
+def test_replicas_follow_the_load_over_two_nodes_and_none_that_goes_loses_a_request(cluster):
+    until(cluster, 1)
+    with Callers(cluster, 1) as steady:
+        with Callers(cluster, 12) as many:
+            until(cluster, 2)  # nodes have room for one each
+        until(cluster, 1)
+        asked = steady.statuses.total()
+        while steady.statuses.total() < asked + 10:
+            time.sleep(0.05)
+    assert set(many.statuses) == set(steady.statuses) == {200}
+
+
+@wants_proc
+def test_a_node_that_is_lost_costs_only_what_it_had_under_way(cluster):
+    with Callers(cluster, 12) as callers:
+        until(cluster, 2)
+        cluster.process.stdin.write(b"\n")
+        cluster.process.stdin.flush()
+        wait_for(cluster, "the node is gone")
+        until(cluster, 1)
+        said = callers.statuses[200]
+        while callers.statuses[200] < said + 24:
+            time.sleep(0.05)
+    failed = callers.statuses.total() - callers.statuses[200]
+    assert failed <= 12  # each caller had one request under way
 
 
 # What a replica is
