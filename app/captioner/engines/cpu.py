@@ -147,7 +147,7 @@ class _Models:
         of_clips = self.manifest.architecture.frames is not None
         self.read = self._read(checkpoint.graphs, READ, numbers) if of_clips else None
         with self._refusing("the graphs are none of this network"):
-            _check_together(self.encode, self.read, self.step, self.manifest)
+            _check_together(self.encode, self.step, self.manifest, self.read)
             table_VG = _word_gates(checkpoint.weights, places, self.manifest.architecture)
         self.word_gates_VG = table_VG if precision == "float32" else table_VG.astype(np.float16)
         self.step = _with_search(self.step, self.manifest)
@@ -204,7 +204,7 @@ def _last_line(error: Exception) -> str:
 
 
 def _check_together(
-    encode: ov.Model, read: ov.Model | None, step: ov.Model, manifest: Manifest
+    encode: ov.Model, step: ov.Model, manifest: Manifest, read: ov.Model | None = None
 ) -> None:
     """Let the graphs go through a full batch, in shapes alone, and leave batch and beams open.
 
