@@ -1,5 +1,6 @@
 """What a network is, in numbers: enough to build one, and to bound its memory before that."""
 
+import math
 from typing import Annotated, Any, Final, Literal, NamedTuple, Self
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
@@ -8,6 +9,10 @@ from app.captioner.vocabulary import MOST_WORDS, SPECIALS
 
 MOST_WIDE = 8192
 """Of embeddings and of the LSTM: several times what any captioner has."""
+MOST_FRAMES = 32
+"""Of a clip that a network reads: a graph has some operators for each."""
+QUARTERS = 4
+"""Of a frame that an LSTM reads: where in it something is, is told by them."""
 _Mean = Annotated[float, Field(ge=-1000, le=1000)]
 _Std = Annotated[float, Field(ge=1e-4, le=1000)]
 
@@ -68,6 +73,9 @@ class Architecture(BaseModel):
         tied_words: words are scored by their embeddings, ``attention`` only (Press and Wolf 2017,
             "Using the output embedding to improve language models").
         classes: the classifier of the encoder's 1000 ImageNet classes is kept, ``grid`` only.
+        frames: what makes one image of the frames of a clip, see `app.captioner.model.frames`:
+            ``mean``, or ``lstm``, which reads them in their order. None is a network of photos.
+        frames_per_clip: F, how many frames it was trained to read; 8 by default, None of photos.
         dropout: probability, on embeddings, features and LSTM output; never on recurrent state.
         mean: per channel, of pixels in 0..1; by default what the pre-trained encoder takes.
         std: per channel, of pixels in 0..1, likewise.
@@ -87,6 +95,8 @@ class Architecture(BaseModel):
     )
     tied_words: bool = False
     classes: bool = False
+    frames: Literal["mean", "lstm"] | None = None
+    frames_per_clip: int | None = Field(default=None, ge=2, le=MOST_FRAMES)
     dropout: float = Field(default=0.5, ge=0, lt=1)
     mean: tuple[_Mean, _Mean, _Mean] = IMAGENET_MEAN
     std: tuple[_Std, _Std, _Std] = IMAGENET_STD
@@ -96,6 +106,13 @@ class Architecture(BaseModel):
     def _pixels_of_the_encoder(cls, fields: Any) -> Any:
         if isinstance(fields, dict) and str(fields.get("encoder")).startswith("efficientnet_lite"):
             return {"mean": LITE_MEAN, "std": LITE_STD, **fields}
+        return fields
+
+    @model_validator(mode="before")
+    @classmethod
+    def _frames_of_a_clip(cls, fields: Any) -> Any:
+        if isinstance(fields, dict) and fields.get("frames") and not fields.get("frames_per_clip"):
+            return {**fields, "frames_per_clip": 8}
         return fields
 
     @model_validator(mode="after")
@@ -115,7 +132,39 @@ class Architecture(BaseModel):
         if self.classes and self.encoder not in _CLASSES_OF_THE_MEAN:
             names = ", ".join(sorted(_CLASSES_OF_THE_MEAN))
             raise ValueError(f"classes can be kept of {names}, not of {self.encoder!r}")
+        if self.frames_per_clip and not self.frames:
+            raise ValueError("frames_per_clip is of a network with frames: set frames too")
+        if self.classes and self.frames:
+            raise ValueError("classes are told of photos: leave out classes, or frames")
         return self
+
+
+def regions(about: Architecture, size_px: int) -> int:
+    """Count R, the regions that the encoder gives of a square of this side."""
+    if about.features == "vector":
+        return 1
+    if about.frames == "lstm":
+        return QUARTERS
+    return math.ceil(size_px / ENCODER_SHAPES[about.encoder].stride_px) ** 2
+
+
+def feature_width(about: Architecture) -> int:
+    """Give D, the width of the encoder's features."""
+    shape = ENCODER_SHAPES[about.encoder]
+    return shape.grid_width if about.features == "grid" else shape.vector_width
+
+
+def parts_by_region(about: Architecture) -> int:
+    """Count what a decoder keeps of an image by region: attention's values and keys.
+
+    They come first. Of the frames of a shot they are put side by side, and all else is averaged.
+    """
+    return 2 if about.decoder == "attention" else 0
+
+
+def attention_rows(about: Architecture) -> int | None:
+    """Say in how many rows the regions lie; one, if they are frames; None: they are a square."""
+    return 1 if about.frames == "lstm" else None
 
 
 def summary_part(about: Architecture) -> int | None:

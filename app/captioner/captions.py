@@ -24,7 +24,8 @@ class Word(NamedTuple):
         text: the word.
         log_prob: its log-probability given the words before, in nats.
         attention: float32 ``(rows, columns)``, how much the word looked at each region; with the
-            sentinel it sums to 1. None where the decoder has no attention.
+            sentinel it sums to 1. Of a network that reads clips with an LSTM it is one row, with a
+            column for each frame. None where the decoder has no attention.
         sentinel: 0..1, how much of the word came from language instead of the image; or None.
     """
 
@@ -83,7 +84,10 @@ class Candidates(tuple[Caption, ...]):  # noqa: SLOT001 - a tuple cannot have sl
 
 
 def to_captions(
-    found: BeamArrays, vocabulary: Vocabulary, model: ConfidenceModel | None = None
+    found: BeamArrays,
+    vocabulary: Vocabulary,
+    model: ConfidenceModel | None = None,
+    rows: int | None = None,
 ) -> list[Candidates]:
     """Put what was found into words: per image its candidates, best first.
 
@@ -91,12 +95,13 @@ def to_captions(
         found: by a search.
         vocabulary: the words.
         model: says how far each candidate can be trusted.
+        rows: of regions; without it they lie in a square, see `architecture.attention_rows`.
     """
     confidence_BK = model.confidences(found) if model else None
     return [
         Candidates(
             (
-                _caption(found, vocabulary, b, int(k), confidence_BK)
+                _caption(found, vocabulary, b, int(k), confidence_BK, rows=rows)
                 for k in np.flatnonzero(np.isfinite(scores_K))
             ),
             None if found.classes_BC is None else tags(found.classes_BC[b]),
@@ -106,14 +111,20 @@ def to_captions(
 
 
 def _caption(
-    found: BeamArrays, vocabulary: Vocabulary, b: int, k: int, confidence_BK: Floats | None
+    found: BeamArrays,
+    vocabulary: Vocabulary,
+    b: int,
+    k: int,
+    confidence_BK: Floats | None,
+    *,
+    rows: int | None,
 ) -> Caption:
     length = int(found.lengths_BK[b, k])
     texts = vocabulary.decode(found.words_BKT[b, k, :length].tolist())
     log_probs = found.word_log_probs_BKT[b, k, :length].tolist()
     looked: Sequence[Iterable[Any]] = ()
     if found.attention_BKTR is not None:
-        looked = _where_it_looked(found.attention_BKTR[b, k, :length])
+        looked = _where_it_looked(found.attention_BKTR[b, k, :length], rows)
     words = tuple(map(Word, texts, log_probs, *looked))
     log_prob, score = float(found.log_probs_BK[b, k]), float(found.scores_BK[b, k])
     confidence = None if confidence_BK is None else round(float(confidence_BK[b, k]), 4)
@@ -121,8 +132,9 @@ def _caption(
 
 
 def _where_it_looked(
-    attention_TR: npt.NDArray[np.float32],
+    attention_TR: npt.NDArray[np.float32], rows: int | None
 ) -> tuple[npt.NDArray[np.float32], list[float]]:
-    """Give the regions of each word as a square, and its sentinel, which comes last."""
-    side = math.isqrt(attention_TR.shape[1] - 1)
-    return attention_TR[:, :-1].reshape(-1, side, side), attention_TR[:, -1].tolist()
+    """Give the regions of each word in their rows, and its sentinel, which comes last."""
+    T, R = len(attention_TR), attention_TR.shape[1] - 1
+    rows = rows or math.isqrt(R)
+    return attention_TR[:, :-1].reshape(T, rows, R // rows), attention_TR[:, -1].tolist()

@@ -216,9 +216,10 @@ def _refuse_pickles(files: Directory) -> None:
 
 def _refuse_unlisted(files: Directory, manifest: Manifest) -> None:
     """Refuse what nobody vouches for: weights and words always, a golden sample that is there."""
-    for name in (*_NEEDED, GOLDEN_IMAGE, GOLDEN_CAPTION, confidence.FILE):
+    always = (*_NEEDED, graphs.READ) if manifest.architecture.frames else _NEEDED
+    for name in (*always, GOLDEN_IMAGE, GOLDEN_CAPTION, confidence.FILE):
         golden = name != confidence.FILE and _has_golden(manifest.files)
-        needed = name in _NEEDED or files.has(name) or golden
+        needed = name in always or files.has(name) or golden
         if needed and name not in manifest.files:
             files.refuse(f"{MANIFEST} does not list {name}")
 

@@ -16,7 +16,10 @@ from app.captioner.tensors import Place
 
 ENCODE, STEP, ENCODE_INT8 = "graphs/encode.xml", "graphs/step.xml", "graphs/encode-int8.xml"
 """From pixels to what the search needs of an image; a step of the decoder; the first in int8."""
-NAMES: Final = (ENCODE, STEP, ENCODE_INT8)
+READ = "graphs/read.xml"
+"""In a network of clips the first ends with the features of a frame. This one goes on from those of
+all frames of a clip."""
+NAMES: Final = (ENCODE, READ, STEP, ENCODE_INT8)
 
 _MOST_LAYERS = 10_000
 _ITEM_BYTES: Final = {

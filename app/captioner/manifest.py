@@ -3,16 +3,20 @@
 A manifest comes from whoever made the checkpoint. What it asks for is held against these bounds
 before any memory is taken for it; they lie well above what a captioner has use for.
 
-B images, K beams, T steps, V words, R regions, D feature width, H width of the LSTM
+B images, K beams, T steps, V words, R regions, D feature width, H width of the LSTM, F frames
 """
 
 import json
-import math
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from app.captioner.architecture import ENCODER_SHAPES, Architecture
+from app.captioner.architecture import (
+    ENCODER_SHAPES,
+    Architecture,
+    feature_width,
+    regions,
+)
 from app.captioner.image.fit import Fit, Resampling
 from app.captioner.search import SearchOptions
 from app.captioner.vocabulary import TOKENISER
@@ -127,16 +131,16 @@ def _encoder_floats(manifest: Manifest) -> int:
 def _search_floats(manifest: Manifest) -> int:
     """Count what a search keeps of an image: its regions, and for each beam words and attention.
 
-    The scores of all words are there twice, the attention of all steps three times while it is put
-    in order.
+    Of a clip there are the features of all frames too. The scores of all words are there twice,
+    the attention of all steps three times while it is put in order.
     """
-    about, spec = manifest.architecture, ENCODER_SHAPES[manifest.architecture.encoder]
+    about = manifest.architecture
     K, T = manifest.search.beam_width, manifest.search.max_words + 1
-    V, H = about.words, about.hidden_width
-    D = spec.grid_width if about.features == "grid" else spec.vector_width
-    side = math.ceil(manifest.image.size_px / spec.stride_px) if about.features == "grid" else 1
-    R = side**2
-    return R * (2 * D + 3 * H) + K * (2 * V + 12 * H + T * (3 * (R + 1) + 12))
+    V, H, D = about.words, about.hidden_width, feature_width(about)
+    R, F = regions(about, manifest.image.size_px), about.frames_per_clip or 1
+    read = F * (2 * R * D + 12 * H) if about.frames else 0
+    R = F if about.frames == "lstm" else R
+    return read + R * (2 * D + 3 * H) + K * (2 * V + 12 * H + T * (3 * (R + 1) + 12))
 
 
 def table_bytes(architecture: Architecture) -> int:

@@ -1,6 +1,6 @@
 """Captioner: uploads -> pixels -> beams -> captions.
 
-B images, S side of the network's square
+B images, S side of the network's square, F frames of a shot
 """
 
 import math
@@ -12,6 +12,7 @@ from typing import NamedTuple, Self
 import numpy as np
 
 from app.captioner import checkpoint as checkpoint_
+from app.captioner.architecture import attention_rows
 from app.captioner.captions import Candidates, Caption, to_captions
 from app.captioner.checkpoint import Checkpoint, GoldenSample
 from app.captioner.confidence import ConfidenceModel
@@ -20,11 +21,14 @@ from app.captioner.errors import CheckpointError, ImageError
 from app.captioner.image import decode as decode_
 from app.captioner.image.decode import EncodedImage, Pixels, is_quick
 from app.captioner.image.fit import fit, is_one_colour
+from app.captioner.image.frames import evenly, frames_of, shot_of
 from app.captioner.manifest import Golden, Manifest
 from app.captioner.search import StillWaiting, always_waiting
 from app.captioner.vocabulary import Vocabulary
 
 GOLDEN_MAX_PIXELS = 4_000_000
+SHOT_FRAMES = 8
+"""So many frames of a shot are looked at, if a network was not trained to read another number."""
 GOLDEN_TOLERANCE_REDUCED = 0.5
 """In nats, of a whole caption in bfloat16 or int8. Rounding moves one by .06 in the mean."""
 
@@ -173,7 +177,7 @@ class Captioner:
         """Caption one batch.
 
         Args:
-            images: from `read` or `encoded`.
+            images: from `read`, `encoded` or `shot`.
             still_waiting: says whether somebody still waits for image b; see `engine.Engine.run`.
 
         Raises:
@@ -182,16 +186,60 @@ class Captioner:
         """
         ready, refused, stages = self._read_all(images, still_waiting)
         captions = [Candidates() for _ in images]
-        numbers = list(ready)
-        if ready:
-            found = self.engine.run(list(ready.values()), lambda n: still_waiting(numbers[n]))
-            stages += found.stages
-            if found.beams is not None:
-                told = to_captions(found.beams, self.vocabulary, self._confidence)
-                for n, candidates in zip(found.images, told, strict=True):
-                    candidates.one_colour = is_one_colour(ready[numbers[n]], self._geometry.fit)
-                    captions[numbers[n]] = candidates
+        for frames in dict.fromkeys(len(frames_of(image)) for image in ready.values()):
+            alike = {b: image for b, image in ready.items() if len(frames_of(image)) == frames}
+            told, taken = self._told(alike, still_waiting)
+            stages += taken
+            for b, candidates in told.items():
+                captions[b] = candidates
         return BatchResult(tuple(captions), refused, stages)
+
+    def shot(self, frames: Sequence[Pixels]) -> Pixels:
+        """Bring the frames of a shot together, for `caption` to describe as one image.
+
+        A network of clips reads them in their order. One of photos looks for each word at all
+        regions of all frames (attention), or at the mean of the frames.
+
+        Args:
+            frames: from `read`, in their order. Of more than `SHOT_FRAMES` so many are looked at,
+                evenly spread; by a network of clips as many as it was trained to read.
+
+        Returns:
+            uint8 ``(F, S, S, 3)``; of one frame alone ``(S, S, 3)``, for the caption of a photo.
+
+        Raises:
+            ValueError: there is no frame.
+        """
+        trained = self.manifest.architecture.frames_per_clip
+        count = trained or min(SHOT_FRAMES, len(frames))
+        return shot_of(frames, evenly(len(frames), count))
+
+    def caption_frames(self, frames: Sequence[Pixels]) -> Candidates:
+        """Caption one shot; see `shot`, and `caption` for several at once.
+
+        Raises:
+            ValueError: there is no frame.
+            OutOfMemory: it does not fit into the device.
+            DeviceFault: the device has failed for good.
+        """
+        (candidates,) = self.caption([self.shot(frames)]).captions
+        return candidates
+
+    def _told(
+        self, images: Mapping[int, Pixels], still_waiting: StillWaiting
+    ) -> tuple[dict[int, Candidates], tuple[Stage, ...]]:
+        """Caption what has the same number of frames: candidates by number, and the stages."""
+        numbers = list(images)
+        found = self.engine.run(list(images.values()), lambda n: still_waiting(numbers[n]))
+        if found.beams is None:
+            return {}, found.stages
+        rows = attention_rows(self.manifest.architecture)
+        candidates = to_captions(found.beams, self.vocabulary, self._confidence, rows)
+        told = dict(zip((numbers[n] for n in found.images), candidates, strict=True))
+        for b, each in told.items():
+            frames = frames_of(images[b])
+            each.one_colour = all(is_one_colour(frame, self._geometry.fit) for frame in frames)
+        return told, found.stages
 
     def _read_all(
         self, images: Sequence[Pixels | EncodedImage], still_waiting: StillWaiting

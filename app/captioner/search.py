@@ -69,3 +69,16 @@ class BeamArrays(NamedTuple):
     attention_BKTR: npt.NDArray[np.float32] | None
     summary_BW: npt.NDArray[np.float32] | None = None
     classes_BC: npt.NDArray[np.float32] | None = None
+
+    def over_frames(self, frames: int) -> "BeamArrays":
+        """Give the attention of shots as of photos: a region has what it has in all frames.
+
+        Args:
+            frames: F, whose regions lie one frame after the other, the sentinel last.
+        """
+        paid = self.attention_BKTR
+        if paid is None or frames == 1:
+            return self
+        by_frame = paid[..., :-1].reshape(*paid.shape[:-1], frames, -1)
+        folded = np.concatenate((by_frame.sum(-2), paid[..., -1:]), axis=-1)
+        return self._replace(attention_BKTR=folded)

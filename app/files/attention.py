@@ -30,6 +30,8 @@ def picture(square: "Pixels", caption: "Caption") -> Image.Image:
     """
     if any(word.attention is None for word in caption.words):
         raise ValueError("this checkpoint's decoder has no attention: there is nothing to draw")
+    if any(np.asarray(word.attention).shape[:1] == (1,) for word in caption.words):
+        raise ValueError("this checkpoint attends to frames, not to places: there is none to draw")
     photo = Image.fromarray(square).resize((_SIDE_PX, _SIDE_PX))
     tiles = [(photo, caption.text), *((_lit(photo, word), _told(word)) for word in caption.words)]
     columns = min(_COLUMNS, len(tiles))

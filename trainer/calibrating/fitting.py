@@ -15,6 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold
 from tqdm import tqdm
 
+from app.captioner.architecture import attention_rows
 from app.captioner.captions import to_captions
 from app.captioner.checkpoint import Checkpoint
 from app.captioner.confidence import SIGNALS, ConfidenceModel, known
@@ -175,10 +176,11 @@ def _unfitted(known_NW: Floats, attributes: Attributes) -> ConfidenceModel:
 
 def _told(engine: Engine, checkpoint: Checkpoint, model: ConfidenceModel, domain: Domain) -> _Told:
     table, image = things(), 0
+    lie = attention_rows(checkpoint.manifest.architecture)
     rows: list[tuple[Floats, bool, bool, int]] = []
     for beams in _searched(engine, domain.squares, domain.name):
         signals_BKS = model.signals(beams)
-        for b, candidates in enumerate(to_captions(beams, checkpoint.vocabulary)):
+        for b, candidates in enumerate(to_captions(beams, checkpoint.vocabulary, rows=lie)):
             references = domain.references[image]
             for k, caption in enumerate(candidates):  # they are the first slots, best first
                 is_right = table.is_right(caption.text, references)

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 from app.captioner.tokenisers import Tokeniser, fitting, tokeniser
+from trainer.data.clips import frame_files
 from trainer.data.flickr8k import (
     TOKEN_FILE,
     image_folder,
@@ -30,6 +31,7 @@ class DirectoryScan:
         lists: split -> image names, each once.
         captions: image -> captions, in the order of the file.
         files: names in the image folder.
+        clips: directories of frames in the image folder, with the number of their frames.
         pixel_hashes: what the listed files show.
         faults: what could not be read: missing files, malformed and repeated lines.
     """
@@ -37,6 +39,7 @@ class DirectoryScan:
     lists: dict[str, tuple[str, ...]]
     captions: dict[str, tuple[str, ...]]
     files: frozenset[str]
+    clips: dict[str, int]
     pixel_hashes: PixelHashes
     faults: tuple[str, ...]
 
@@ -69,7 +72,19 @@ def scan_directory(
     listed = sorted({name for names in lists.values() for name in names if name in files})
     if pixel_hashes is None:
         pixel_hashes = hash_images((name, folder / name) for name in listed if folder)
-    return DirectoryScan(lists, captions, files, pixel_hashes, tuple(faults))
+    clips = {path.name: _frames(path) for path in _directories(folder)}
+    return DirectoryScan(lists, captions, files, clips, pixel_hashes, tuple(faults))
+
+
+def _directories(folder: Path | None) -> list[Path]:
+    return [path for path in folder.iterdir() if path.is_dir()] if folder else []
+
+
+def _frames(clip: Path) -> int:
+    try:
+        return len(frame_files(clip))
+    except DataError:
+        return 0  # the hashes tell it
 
 
 def _names(path: Path, faults: list[str]) -> tuple[str, ...]:

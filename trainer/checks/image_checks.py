@@ -70,6 +70,31 @@ def images_without_captions(scan: DirectoryScan) -> Iterator[Finding]:
         )
 
 
+def images_and_clips(scan: DirectoryScan) -> Iterator[Finding]:
+    """A network reads images or clips."""
+    for split, names in scan.lists.items():
+        there = [name for name in names if name in scan.files]
+        images = [name for name in there if name not in scan.clips]
+        if images and len(images) < len(there):
+            yield Finding(
+                "error",
+                f"{split} lists {len(there) - len(images)} clips and {count_images(images)}: "
+                f"{some(images)}",
+                "put each image into a directory of its name, or take them off the list",
+            )
+
+
+def clips_of_other_lengths(scan: DirectoryScan) -> Iterator[Finding]:
+    """Frames are chosen evenly: short clips have some repeatedly."""
+    counts = {scan.clips[name] for name in _listed(scan) if scan.clips.get(name)}
+    if len(counts) > 1:
+        yield Finding(
+            "note",
+            f"clips have {min(counts)} to {max(counts)} frames",
+            "as many as network.frames_per_clip are chosen evenly, so speeds differ",
+        )
+
+
 def captions_without_images(scan: DirectoryScan) -> Iterator[Finding]:
     """Described images that are not there."""
     lost = scan.captions.keys() - scan.files - _listed(scan)
@@ -163,6 +188,8 @@ CHECKS: tuple[Callable[[DirectoryScan], Iterator[Finding]], ...] = (
     missing_splits,
     broken_images,
     absent_files,
+    images_and_clips,
+    clips_of_other_lengths,
     images_without_captions,
     captions_without_images,
     names_in_two_splits,

@@ -12,10 +12,10 @@ from app.captioner.checkpoint import MANIFEST, Checkpoint
 from app.captioner.engines.cpu import CpuEngine
 from app.captioner.image.decode import Pixels
 from app.captioner.manifest import ImageGeometry, Manifest
-from app.captioner.pipeline import Captioner
+from app.captioner.pipeline import SHOT_FRAMES, Captioner
 from trainer.calibrating.fitting import Domain, confidence_table, fit_confidence, scores_of
-from trainer.data.arrays import square
-from trainer.data.flickr8k import Example, has_split, read_split
+from trainer.data.arrays import image_or_clip, square
+from trainer.data.flickr8k import Example, has_split, read_split, still_of
 from trainer.errors import TrainerError
 from trainer.evaluation.captioning import evaluate, training_captions
 from trainer.publishing.publish import Confidence
@@ -143,7 +143,7 @@ def calibration_images(data: Sequence[Path], image: ImageGeometry) -> list[Pixel
         DataError: an image cannot be read; the message names it.
     """
     examples = _examples(with_split(data, "train"), "train")
-    return [square(each.path, image) for each in _sample(examples, CALIBRATION_IMAGES)]
+    return [square(still_of(each), image) for each in _sample(examples, CALIBRATION_IMAGES)]
 
 
 def _examples(directories: Sequence[Path], split: str) -> list[Example]:
@@ -175,9 +175,10 @@ def confidence_fitter(data: Sequence[Path]) -> Callable[[Checkpoint], Confidence
 
     def fit(written: Checkpoint) -> Confidence | None:
         image = written.manifest.image
+        frames = written.manifest.architecture.frames_per_clip or SHOT_FRAMES
 
         def domain(name: str, examples: Sequence[Example]) -> Domain:
-            squares = [square(each.path, image) for each in examples]
+            squares = [image_or_clip(each.path, image, frames) for each in examples]
             return Domain(name, squares, [each.captions for each in examples])
 
         training = domain("training", _sample(_examples(trained, "train"), CONFIDENCE_IMAGES))

@@ -41,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cache", type=Path, default=Path("runs/cache"), help="where arrays go")
     parser.add_argument("--size-px", type=int, default=224, help="side of the network's square")
     parser.add_argument("--fit", choices=["squeeze", "crop", "pad"], default="squeeze")
+    parser.add_argument("--frames-per-clip", type=int, default=8, help="of clips: frames to read")
     parser.add_argument("--shards", type=Path, metavar="DIR", help="write shards, cache nothing")
     parser.add_argument("--images-per-shard", type=int, default=1000, metavar="N")
     _add_import_arguments(parser.add_argument_group("with --from"))
@@ -84,7 +85,7 @@ def _fill_cache(args: argparse.Namespace) -> int:
         print(f"note: {finding}", file=sys.stderr)
     for name in split_names(args.data):
         split = read_split(args.data, name)
-        fitted_images(split, geometry, args.cache)
+        fitted_images(split, geometry, args.cache, args.frames_per_clip if split.of_clips else None)
         print(_describe(split))
     return 0
 

@@ -1,9 +1,9 @@
 """Flickr8k's official layout, or shards -> frozen splits, and the refusal of files that are wrong.
 
-One directory holds an image folder, ``Flickr8k.token.txt`` with lines ``image.jpg#n<TAB>caption``,
-and one list of image names per split, ``Flickr_8k.<split>Images.txt``. A directory of any size in
-this layout is welcome; one that contradicts itself is not. A split without a list may lie in
-shards, see `trainer.data.shards`.
+One directory holds an image folder (of files, or of clips: directories of frames),
+``Flickr8k.token.txt`` with lines ``image.jpg#n<TAB>caption``, and one list of image names per
+split, ``Flickr_8k.<split>Images.txt``. A directory of any size in this layout is welcome; one that
+contradicts itself is not. A split without a list may lie in shards, see `trainer.data.shards`.
 """
 
 import hashlib
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from trainer.data.clips import frame_files
 from trainer.data.records import composed
 from trainer.data.shards import Member, read_shard, refuse_odd_shards, shards_of
 from trainer.data.text_files import read_captions, read_list
@@ -39,7 +40,7 @@ class Example:
 
     Attributes:
         image: file name, the key of all files of the layout.
-        path: where the image lies, a file or a member of a shard.
+        path: where the image lies, a file or a member of a shard; of a clip the directory.
         captions: one or more, as written, in the order of their ``#n``.
     """
 
@@ -55,6 +56,11 @@ class Split:
     name: str
     examples: tuple[Example, ...]
     sharded: bool = False
+
+    @cached_property
+    def of_clips(self) -> bool:
+        """Say whether it holds clips in place of images."""
+        return any(map(is_clip, self.examples))
 
     @cached_property
     def sha256(self) -> str:
@@ -76,6 +82,19 @@ class Split:
         return digest.hexdigest()
 
 
+def is_clip(example: Example) -> bool:
+    """Tell a directory of frames from an image."""
+    return isinstance(example.path, Path) and example.path.is_dir()
+
+
+def still_of(example: Example) -> Path | Member:
+    """Say where the image lies; of a clip the frame in the middle."""
+    if not isinstance(example.path, Path) or not is_clip(example):
+        return example.path
+    frames = frame_files(example.path)
+    return frames[len(frames) // 2]
+
+
 def read_split(directory: Path, split: str, *, images: str | None = None) -> Split:
     """Read one split of a directory in the official layout, or of shards.
 
@@ -86,7 +105,8 @@ def read_split(directory: Path, split: str, *, images: str | None = None) -> Spl
 
     Raises:
         DataError: a file is missing or malformed, a listed image lacks its file or its captions,
-            an image occurs in two of train, dev and test, or the copy is one known to be broken.
+            an image occurs in two of train, dev and test, the copy is one known to be broken, there
+            are images and clips, or a clip without a frame.
     """
     require_directory(directory)
     if split not in split_names(directory):
@@ -103,7 +123,9 @@ def read_split(directory: Path, split: str, *, images: str | None = None) -> Spl
     _refuse_absent(listing, names, captions, f"caption in {directory / TOKEN_FILE}")
     files = {composed(file.name): file for file in folder.iterdir()}
     _refuse_absent(listing, names, files, f"file in {folder}")
-    return Split(split, tuple(Example(name, files[name], captions[name]) for name in names))
+    found = Split(split, tuple(Example(name, files[name], captions[name]) for name in names))
+    _refuse_mixture(found)
+    return found
 
 
 def _from_shards(split: str, shards: Sequence[Path]) -> Split:
@@ -195,6 +217,9 @@ def check_counts(directory: Path, *, images: str | None = None) -> list[str]:
 def _sha256(path: Path | Member) -> str:
     if isinstance(path, Member) and path.sha256:
         return path.sha256
+    if isinstance(path, Path) and path.is_dir():
+        frames = "".join(map(_sha256, frame_files(path)))
+        return hashlib.sha256(frames.encode()).hexdigest()
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -247,6 +272,20 @@ def _refuse_overlap(directory: Path, split: str, names: Iterable[str]) -> None:
                 f"{split} and {other} share {_some(shared)}, expected none: a score on images seen "
                 f"in training is worth nothing, remove them from one list of {directory}"
             )
+
+
+def _refuse_mixture(split: Split) -> None:
+    if not split.of_clips:
+        return
+    images = [example.image for example in split.examples if not is_clip(example)]
+    if images:
+        raise DataError(
+            f"{split.name} lists images and clips, expected one kind: put each image into a "
+            f"directory of its name, or take them off the list: {_some(images)}"
+        )
+    for example in split.examples:
+        if isinstance(example.path, Path):
+            frame_files(example.path)
 
 
 def _refuse_absent(listing: Path, names: Iterable[str], there: Container[str], what: str) -> None:

@@ -9,6 +9,8 @@ from tqdm import tqdm
 
 from app.captioner.errors import ImageError
 from app.captioner.image.decode import decode
+from trainer.data.clips import frame_files
+from trainer.errors import DataError
 
 MAX_PIXELS = 100_000_000
 
@@ -39,17 +41,21 @@ def hash_images(files: Iterable[tuple[str, Path]]) -> PixelHashes:
     for name, path in tqdm(list(files), "pictures", unit="image", leave=False):
         try:
             hashes.sha256[name] = pixels_sha256(path)
-        except (ImageError, OSError) as error:
+        except (ImageError, OSError, DataError) as error:
             hashes.broken[name] = str(error)
     return hashes
 
 
 def pixels_sha256(path: Path) -> str:
-    """Hash the decoded pixels and the shape of one image.
+    """Hash the decoded pixels and the shape of one image, or of all frames of a clip.
 
     Raises:
         ImageError: the file is no image that the service could read.
+        DataError: a clip holds no frame.
     """
+    if path.is_dir():
+        frames = "".join(map(pixels_sha256, frame_files(path)))
+        return hashlib.sha256(frames.encode()).hexdigest()
     pixels_HWC = decode(path.read_bytes(), at_least_px=_WHOLE_PX, max_pixels=MAX_PIXELS)
     digest = hashlib.sha256(str(pixels_HWC.shape).encode())
     digest.update(pixels_HWC.tobytes())

@@ -27,6 +27,10 @@ def write_shards(directory: Path, out: Path, *, images_per_shard: int) -> Iterat
     unfinished.mkdir(parents=True)
     for name in split_names(directory):
         split = read_split(directory, name)
+        if split.of_clips:
+            raise DataError(
+                f"{name} holds clips, and shards hold images: give fit the directory as it is"
+            )
         _write_split(split, unfinished, images_per_shard)
         yield split
     unfinished.rename(out)

@@ -13,8 +13,10 @@ from app.captioner.image.decode import Pixels
 from app.captioner.pipeline import Captioner
 from app.captioner.presentation import Presentation, told
 from app.captioner.vocabulary import TOKENISER
-from trainer.data.flickr8k import TOKEN_FILE, Example, Split, list_path, split_names
+from trainer.data.clips import frame_files
+from trainer.data.flickr8k import TOKEN_FILE, Example, Split, is_clip, list_path, split_names
 from trainer.data.pixels import MAX_PIXELS
+from trainer.data.shards import Member
 from trainer.data.text_files import read_captions, read_list
 from trainer.errors import DataError
 from trainer.scoring.scores import Scores, score
@@ -101,10 +103,16 @@ def _candidates(captioner: Captioner, split: Split) -> Iterator[tuple[str, Candi
 
 
 def _read(captioner: Captioner, example: Example) -> Pixels:
+    if isinstance(example.path, Path) and is_clip(example):
+        return captioner.shot([_square(captioner, path) for path in frame_files(example.path)])
+    return _square(captioner, example.path)
+
+
+def _square(captioner: Captioner, path: Path | Member) -> Pixels:
     try:
-        return captioner.read(example.path.read_bytes(), max_pixels=MAX_PIXELS)
+        return captioner.read(path.read_bytes(), max_pixels=MAX_PIXELS)
     except ImageError as error:
-        raise DataError(f"{example.path} cannot be used: {error}") from None
+        raise DataError(f"{path} cannot be used: {error}") from None
 
 
 def training_captions(data: Path, *, evaluated: str) -> list[str] | None:

@@ -1,13 +1,14 @@
 """An evaluation -> one HTML file that needs nothing else: no script, no network, no other file."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 
+from app.captioner.architecture import attention_rows
 from app.captioner.captions import Caption
 from app.captioner.pipeline import Captioner
-from trainer.data.flickr8k import Example, Split
+from trainer.data.flickr8k import Example, Split, still_of
 from trainer.data.pixels import MAX_PIXELS
 from trainer.evaluation.calibration import Calibration, calibrate
 from trainer.evaluation.caption_cards import Card, card_html
@@ -176,6 +177,10 @@ def _chosen(ordered: list[Example]) -> dict[str, list[Example]]:
 
 
 def _card(evaluation: Evaluation, example: Example, cider: float) -> Card:
-    square_SS3 = evaluation.captioner.read(example.path.read_bytes(), max_pixels=MAX_PIXELS)
+    """Show an image, or of a clip the frame in the middle, without attention to others."""
+    square_SS3 = evaluation.captioner.read(still_of(example).read_bytes(), max_pixels=MAX_PIXELS)
     caption = evaluation.captions[example.image]
+    if attention_rows(evaluation.captioner.manifest.architecture):
+        words = (word._replace(attention=None) for word in caption.words)
+        caption = replace(caption, words=tuple(words))
     return Card(example.image, square_SS3, caption, example.captions, cider)

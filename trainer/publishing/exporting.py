@@ -31,8 +31,12 @@ def export_onnx(loaded: Checkpoint, directory: Path) -> list[Path]:
         directory: made if it is not there.
 
     Raises:
-        TrainerError: the package onnx is not installed.
+        TrainerError: the package onnx is not installed, or the network reads clips.
     """
+    if loaded.manifest.architecture.frames:
+        raise TrainerError(
+            "ONNX graphs are of networks of images, and this one reads clips: use --hub"
+        )
     network = torch_checkpoint.of(loaded).network
     directory.mkdir(parents=True, exist_ok=True)
     images_BHWC = torch.zeros(2, _SIDE_PX, _SIDE_PX, 3, dtype=torch.uint8)

@@ -90,7 +90,11 @@ def publish(
     files = torch_checkpoint.contents(source.network, calibration)
     written = _as_written(source._replace(manifest=manifest), files)
     drawn = draw_golden_image()
-    _check_graphs(written, [_square(written, drawn), *calibration[:_CHECKED_IMAGES]])
+    squares = [_square(written, drawn), *calibration[:_CHECKED_IMAGES]]
+    _check_graphs(written, squares)
+    frames = source.manifest.architecture.frames_per_clip
+    if frames:
+        _check_graphs(written, [_moving(square, frames) for square in squares])
     if not degenerate:
         _refuse_repetition(_said(_captioner(written), drawn).caption)
     dev_scores = _dev_scores(written, score_dev) if score_dev else {}
@@ -156,6 +160,12 @@ def _as_written(published: TorchCheckpoint, files: Mapping[str, bytes]) -> Check
         directory = Path(folder, "written")
         checkpoint.write(directory, published.manifest, published.vocabulary, files)
         return checkpoint.load(directory)
+
+
+def _moving(square_SSC: Pixels, frames: int) -> Pixels:
+    """Make a clip of a square: it is moved on by a part of its side, uint8 ``(F, S, S, 3)``."""
+    step_px = max(1, len(square_SSC) // frames)
+    return np.stack([np.roll(square_SSC, n * step_px, axis=1) for n in range(frames)])
 
 
 def _square(written: Checkpoint, photo: bytes) -> Pixels:

@@ -44,7 +44,10 @@ class AugmentationParams:
 
 
 def augment(image_3SS: Tensor, params: AugmentationParams) -> Tensor:
-    """Crop, mirror and tint one uint8 image, so that an encoder does not learn it by heart."""
+    """Crop, mirror and tint one uint8 image, so that an encoder does not learn it by heart.
+
+    Of a clip, uint8 ``(F, 3, S, S)``, all frames alike.
+    """
     side = image_3SS.shape[-1]
     place = params.top_px, params.left_px, params.height_px, params.width_px
     image_3SS = TF.resized_crop(image_3SS, *place, [side, side])

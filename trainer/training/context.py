@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
+from app.captioner.architecture import attention_rows
 from app.captioner.captions import to_captions
 from app.captioner.engines.torch_engine import TorchEngine
 from app.captioner.manifest import Manifest
@@ -128,7 +129,8 @@ class TrainingContext:
             loss, count = self._dev_loss(features_BRD, targets_BKT.to(self.device))
             losses, words = losses + loss, words + count
             beams = engine.search(features_BRD, always_waiting)
-            found = to_captions(beams, self.data.vocabulary)
+            rows = attention_rows(self.network.architecture)
+            found = to_captions(beams, self.data.vocabulary, rows=rows)
             if not all(found):
                 raise TrainerError(
                     "the network says nothing any more, its weights are not numbers: lower the "

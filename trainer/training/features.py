@@ -1,6 +1,7 @@
 """Where the features of a stage come from: computed once, or from augmented images at every step.
 
-B images of a step, R regions, D feature width
+B images of a step, R regions, D feature width. Of clips of F frames ``features_BRD`` is
+``features_BFRD``.
 """
 
 import os
@@ -13,8 +14,10 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
+from app.captioner.architecture import QUARTERS
+from app.captioner.model import network
 from app.captioner.model.network import Encoder
-from trainer.data.arrays import encode, encoded_features
+from trainer.data.arrays import encode, encoded_features, images_at_once
 from trainer.training.augmentation import AugmentationParams, augment
 from trainer.training.folding import fold_with_gradients
 from trainer.training.training_data import TrainingData
@@ -79,7 +82,8 @@ class NoFeatures:
         share: slice,
     ) -> Callable[[], Tensor]:
         """Give zeros ``features_B1D`` when asked for; nothing is drawn."""
-        size = len(indices_B[share]), 1, self._encoder.width
+        regions = QUARTERS if self._encoder.quarters else 1
+        size = len(indices_B[share]), regions, self._encoder.width
         return partial(torch.zeros, size, device=self._encoder.mean.device)
 
     def dev(self) -> Iterator[Tensor]:
@@ -107,8 +111,9 @@ class AugmentedFeatures:
     def dev(self) -> Iterator[Tensor]:
         """Give ``features_BRD`` of all dev images, batch by batch, in order."""
         images = self._data.dev_images
-        for start in range(0, len(images), DEV_BATCH):
-            yield encode(self._encoder, images[start : start + DEV_BATCH])
+        at_once = images_at_once(images, DEV_BATCH)
+        for start in range(0, len(images), at_once):
+            yield encode(self._encoder, images[start : start + at_once])
 
     def _draw_params(self, index: int, generator: Generator) -> AugmentationParams:
         mirrorable = bool(self._data.captions.mirrorable_N[index])
@@ -120,5 +125,4 @@ class AugmentedFeatures:
 
     def _encode(self, images: Iterator[Tensor]) -> Tensor:
         images_BCHW = torch.stack(list(images)).to(self._encoder.mean.device)
-        features: Tensor = self._folded(images_BCHW)
-        return features.float()
+        return network.encode(self._folded, images_BCHW).float()

@@ -169,7 +169,14 @@ class Network(_Part):
     )
     tied_words: bool = False
     classes: bool = False
+    frames: Literal["mean", "lstm"] | None = None
+    frames_per_clip: int | None = None
     dropout: float = 0.5
+
+    @property
+    def clip_frames(self) -> int | None:
+        """Say how many frames of a clip are read; None of a network that reads images."""
+        return self.architecture(words=5).frames_per_clip
 
     def architecture(self, words: int) -> Architecture:
         """Complete the architecture with the number of word ids."""

@@ -95,13 +95,13 @@ def read_data(
         for _ in split.examples
     ]
     captions = Captions.of(train, vocabulary, recipe.vocabulary, weights)
-    each = recipe.captions_per_image
+    each, frames = recipe.captions_per_image, recipe.network.clip_frames
     return TrainingData(
         train,
         dev,
         dev_sets,
-        open_images(train, recipe.image, cache),
-        open_images(dev, recipe.image, cache),
+        open_images(train, recipe.image, cache, frames),
+        open_images(dev, recipe.image, cache, frames),
         captions,
         Captions.of(dev, vocabulary, recipe.vocabulary),
         Captions.of_sentences(lines, vocabulary, recipe.vocabulary, each) if lines else None,

@@ -3,7 +3,8 @@
 Every worker has graphs of its own, which compute in the thread that calls: as many batches run side
 by side as there are workers, one core each, and the GIL is free while they compute.
 
-B images, H/W pixels, C channels, K beams, V words, G gates of an LSTM, O/I widths
+B images, H/W pixels, C channels, K beams, V words, G gates of an LSTM, O/I widths, F frames of a
+clip, R regions, D feature width
 """
 
 import ctypes
@@ -20,7 +21,12 @@ import openvino as ov
 from openvino import opset13
 
 from app.captioner import tensors
-from app.captioner.architecture import IMAGENET_CLASSES, Architecture, summary_part
+from app.captioner.architecture import (
+    IMAGENET_CLASSES,
+    Architecture,
+    parts_by_region,
+    summary_part,
+)
 from app.captioner.checkpoint import Checkpoint
 from app.captioner.engines.engine import EngineResult, Precision, Stage
 from app.captioner.engines.numpy_search import (
@@ -31,8 +37,9 @@ from app.captioner.engines.numpy_search import (
     search,
 )
 from app.captioner.errors import CheckpointError, OutOfMemory
-from app.captioner.graphs import ENCODE, ENCODE_INT8, STEP
+from app.captioner.graphs import ENCODE, ENCODE_INT8, READ, STEP
 from app.captioner.image.decode import Pixels
+from app.captioner.image.frames import evenly, frames_of
 from app.captioner.manifest import MOST_WORKING_BYTES, Manifest
 from app.captioner.search import BeamArrays, StillWaiting, always_waiting
 from app.captioner.tensors import Place
@@ -137,8 +144,10 @@ class _Models:
         encode = ENCODE_INT8 if precision == "int8" else ENCODE
         self.encode = self._read(checkpoint.graphs, encode, numbers)
         self.step = self._read(checkpoint.graphs, STEP, numbers)
+        of_clips = self.manifest.architecture.frames is not None
+        self.read = self._read(checkpoint.graphs, READ, numbers) if of_clips else None
         with self._refusing("the graphs are none of this network"):
-            _check_together(self.encode, self.step, self.manifest)
+            _check_together(self.encode, self.step, self.manifest, self.read)
             table_VG = _word_gates(checkpoint.weights, places, self.manifest.architecture)
         self.word_gates_VG = table_VG if precision == "float32" else table_VG.astype(np.float16)
         self.step = _with_search(self.step, self.manifest)
@@ -194,7 +203,9 @@ def _last_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [""])[-1][:300]
 
 
-def _check_together(encode: ov.Model, step: ov.Model, manifest: Manifest) -> None:
+def _check_together(
+    encode: ov.Model, step: ov.Model, manifest: Manifest, read: ov.Model | None = None
+) -> None:
     """Let the graphs go through a full batch, in shapes alone, and leave batch and beams open.
 
     What a stranger's graphs take and give is then known, and how much memory for.
@@ -208,7 +219,14 @@ def _check_together(encode: ov.Model, step: ov.Model, manifest: Manifest) -> Non
     H, G = about.hidden_width, _gates(about)
     _reshape(encode, [[B, S, S, 3]])
     _check_memory(encode)
-    start, cell, *image = (_shape(output) for output in encode.outputs)
+    last, features = encode, _shape(encode.output(0))
+    if read is not None:
+        _expect(len(encode.outputs) == 1 and len(features) == 3, "they see no features of frames")
+        _expect(features[0] == B, "they mix frames")
+        _reshape(read, [[B, about.frames_per_clip or 1, *features[1:]]])
+        _check_memory(read)
+        last = read
+    start, cell, *image = (_shape(output) for output in last.outputs)
     if about.classes:
         _expect(image[-1:] == [[B, IMAGENET_CLASSES]], "they tell other classes")
         image = image[:-1]
@@ -217,7 +235,7 @@ def _check_together(encode: ov.Model, step: ov.Model, manifest: Manifest) -> Non
     _check_memory(step)
     scores, *after = (_shape(output) for output in step.outputs)
     attention = after[2:]
-    single = [*encode.outputs, *step.inputs, *step.outputs]
+    single = [*encode.outputs, *last.outputs, *step.inputs, *step.outputs]
     _expect(encode.input(0).get_element_type() == ov.Type.u8, "they see no pixels")
     _expect(all(each.get_element_type() == ov.Type.f32 for each in single), "they round")
     _expect(start == cell == [B, 1, H], "they begin with another state")
@@ -226,9 +244,19 @@ def _check_together(encode: ov.Model, step: ov.Model, manifest: Manifest) -> Non
     _expect(after[:2] == rows[1:], "they go on with another state")
     _expect(len(attention) == (about.decoder == "attention"), "they look elsewhere")
     for shape in attention:
-        _expect(shape[:2] == [B, K] and math.isqrt(shape[2] - 1) ** 2 == shape[2] - 1, "no square")
+        R = shape[2] - 1
+        fits = about.frames_per_clip == R if about.frames == "lstm" else math.isqrt(R) ** 2 == R
+        _expect(shape[:2] == [B, K] and fits, "no square")
     _reshape(encode, [[-1, S, S, 3]])
-    _reshape(step, [[-1, -1, *row[2:]] for row in rows] + [[-1, *each[1:]] for each in image])
+    if read is not None:
+        _reshape(read, [[-1, about.frames_per_clip or 1, *features[1:]]])
+    _reshape(step, [[-1, -1, *row[2:]] for row in rows] + _open(image, about))
+
+
+def _open(image: Sequence[list[int]], about: Architecture) -> list[list[int]]:
+    """Leave open how many images there are; and how many regions, for those of several frames."""
+    by_region = 0 if about.frames else parts_by_region(about)
+    return [[-1, -1 if n < by_region else R, width] for n, (_, R, width) in enumerate(image)]
 
 
 def _gates(about: Architecture) -> int:
@@ -323,7 +351,9 @@ class _Worker:
         self.words = about.words
         self._has_classes, self._summary_part = about.classes, summary_part(about)
         self._options = models.manifest.search
+        self._frames_per_clip, self._by_region = about.frames_per_clip, parts_by_region(about)
         self._encode = models.compiled(models.encode)
+        self._read = models.compiled(models.read) if models.read is not None else None
         self._step = models.compiled(models.step)
         self._word_gates_VG = models.word_gates_VG
 
@@ -335,17 +365,39 @@ class _Worker:
         if len(staying) < len(images):
             parts = [part[staying] for part in parts]
         beams = self._search(parts, lambda n: still_waiting(staying[n])) if staying else None
+        if beams is not None and self._read is None and images[0].ndim == 4:
+            beams = beams.over_frames(len(images[0]))
         stages = Stage("encode", began_s, encoded_s), Stage("search", encoded_s, time.monotonic())
         return EngineResult(staying, beams, stages)
 
     def _encoded(self, images: Sequence[Pixels]) -> list[Floats]:
-        if len(images) <= _IMAGES_AT_ONCE:
-            return self._encode.run([np.stack(images)])
-        starts = range(0, len(images), _IMAGES_AT_ONCE)
+        """Give what the search needs of photos and shots: ``(B, ...)`` each."""
+        if self._read is None and all(image.ndim == 3 for image in images):
+            return self._encoded_squares(images)
+        each = [self._encoded_frames(frames_of(image)) for image in images]
+        return [np.concatenate(parts) for parts in zip(*each, strict=True)]
+
+    def _encoded_squares(self, squares: Sequence[Pixels]) -> list[Floats]:
+        if len(squares) <= _IMAGES_AT_ONCE:
+            return self._encode.run([np.stack(squares)])
+        starts = range(0, len(squares), _IMAGES_AT_ONCE)
         pieces = [
-            [part.copy() for part in self._encoded(images[n : n + _IMAGES_AT_ONCE])] for n in starts
+            [part.copy() for part in self._encoded_squares(squares[n : n + _IMAGES_AT_ONCE])]
+            for n in starts
         ]
         return [np.concatenate(parts) for parts in zip(*pieces, strict=True)]
+
+    def _encoded_frames(self, frames_FSSC: Pixels) -> list[Floats]:
+        """Make one image of the frames of a shot, as `model.network.Decoder.start` does."""
+        of_frames = self._encoded_squares(list(frames_FSSC))
+        if self._read is None:
+            image = slice(2, 2 + self._by_region)  # after the state
+            averaged = [part.mean(0, keepdims=True) for part in of_frames]
+            averaged[image] = [part.reshape(1, -1, part.shape[-1]) for part in of_frames[image]]
+            return averaged
+        (features_FRD,) = of_frames
+        chosen = evenly(len(frames_FSSC), self._frames_per_clip or 1)
+        return [part.copy() for part in self._read.run([features_FRD[chosen][None]])]
 
     def _search(self, parts: Sequence[Floats], still_waiting: StillWaiting) -> BeamArrays:
         hidden_B1H, cell_B1H, *image = parts

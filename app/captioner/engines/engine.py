@@ -52,7 +52,8 @@ class Engine(Protocol):
         """Find the captions of one batch.
 
         Args:
-            images: uint8 ``(S, S, 3)`` each.
+            images: uint8 ``(S, S, 3)`` each, or ``(F, S, S, 3)``, the frames of a shot, which get
+                one caption together; all of one shape.
             still_waiting: says whether somebody still waits for image b; asked before the search
                 and after every step of it, on a GPU before the batch.
 

@@ -23,12 +23,13 @@ from torch import Tensor
 from app.captioner.checkpoint import Checkpoint
 from app.captioner.engines.engine import EngineResult, Precision, Stage
 from app.captioner.engines.folding import decoder_with_table, folded_encoder, network_of
+from app.captioner.engines.torch_engine import stacked
 from app.captioner.errors import CheckpointError, DeviceFault, OutOfMemory
 from app.captioner.image.decode import Pixels
 from app.captioner.model import beam, torch_checkpoint
 from app.captioner.model.beam import Beams
 from app.captioner.model.network import Network
-from app.captioner.search import SearchOptions, StillWaiting, always_waiting
+from app.captioner.search import BeamArrays, SearchOptions, StillWaiting, always_waiting
 from app.captioner.vocabulary import BOS, EOS, PAD, UNK
 
 Search = Callable[[Tensor], Beams]
@@ -68,8 +69,9 @@ class GpuEngine:
             raise CheckpointError(f"this GPU cannot compute in {precision}: choose float32")
         network = torch_checkpoint.of(checkpoint).network.to(device)
         self._network = prepared(network, getattr(torch, precision))
-        search = partial(_search, self._network, checkpoint.manifest.search)
-        self._graphs = CudaGraphs(self._network, search, checkpoint.manifest.image.size_px)
+        self._search = partial(_search, self._network, checkpoint.manifest.search)
+        size_px = checkpoint.manifest.image.size_px
+        self._graphs = CudaGraphs(self._network, self._search, size_px)
 
     def run(self, images: Sequence[Pixels], still_waiting: StillWaiting) -> EngineResult:
         """Find the captions of one batch; see `engine.Engine.run`."""
@@ -82,7 +84,9 @@ class GpuEngine:
     def _run(self, images: Sequence[Pixels], still_waiting: StillWaiting) -> EngineResult:
         began_s, search_s = time.monotonic(), 0.0
         staying, found = [b for b in range(len(images)) if still_waiting(b)], None
-        if staying:
+        if staying and images[0].ndim == 4:
+            found = self._of_shots([images[b] for b in staying])
+        elif staying:
             beams, search_s = self._graphs.caption([images[b] for b in staying])
             found = beams.arrays()
         ended_s = time.monotonic()
@@ -92,15 +96,20 @@ class GpuEngine:
         )
         return EngineResult(staying, found, stages)
 
+    @torch.inference_mode()
+    def _of_shots(self, shots: Sequence[Pixels]) -> BeamArrays:
+        """Caption shots step by step: they are too few, and too different, to be captured."""
+        features_BFRD = self._network.encode(stacked(shots, self._network))
+        frames = 1 if self._network.architecture.frames else len(shots[0])
+        return self._search(features_BFRD).arrays().over_frames(frames)
+
 
 def _search(network: Network, options: SearchOptions, features_BRD: Tensor) -> Beams:
     banned = (PAD, UNK)
     beams = beam.search(
         network.decoder, features_BRD, options, bos=BOS, eos=EOS, banned=banned, still_waiting=None
     )
-    if network.encoder.classes is None:
-        return beams
-    return beams._replace(classes_BC=network.encoder.class_logits(features_BRD).softmax(-1))
+    return beams._replace(classes_BC=network.encoder.class_probabilities(features_BRD))
 
 
 def guarded(job: Callable[[], Result]) -> Result:

@@ -32,11 +32,11 @@ class TorchEngine:
     def run(self, images: Sequence[Pixels], still_waiting: StillWaiting) -> EngineResult:
         """Find the captions of one batch; see `engine.Engine.run`."""
         began_s = time.monotonic()
-        features_BRD = self._network.eval().encoder(stacked(images, self._network))
+        features_BRD = self._network.eval().encode(stacked(images, self._network))
         encoded_s = time.monotonic()
         beams = self.search(features_BRD, still_waiting)
-        if self._network.encoder.classes is not None:
-            classes_BC = self._network.encoder.class_logits(features_BRD).softmax(-1)
+        classes_BC = self._network.encoder.class_probabilities(features_BRD)
+        if classes_BC is not None:
             beams = beams._replace(classes_BC=classes_BC.cpu().numpy())
         stages = Stage("encode", began_s, encoded_s), Stage("search", encoded_s, time.monotonic())
         return EngineResult(list(range(len(images))), beams, stages)
@@ -47,7 +47,12 @@ class TorchEngine:
 
     @torch.inference_mode()
     def search(self, features_BRD: Tensor, still_waiting: StillWaiting) -> BeamArrays:
-        """Find the captions of images whose features are at hand, as the trainer's are."""
+        """Find the captions of images whose features are at hand, as the trainer's are.
+
+        Args:
+            features_BRD: of photos; or ``features_BFRD`` of clips and shots.
+            still_waiting: as for `run`.
+        """
         found = beam.search(
             self._network.eval().decoder,
             features_BRD,
@@ -57,10 +62,21 @@ class TorchEngine:
             banned=(PAD, UNK),
             still_waiting=still_waiting,
         )
-        return found.arrays()
+        frames = 1 if self._network.architecture.frames else frames_in(features_BRD)
+        return found.arrays().over_frames(frames)
+
+
+def frames_in(features_BRD: Tensor) -> int:
+    """Count the frames of each image: one of ``features_BRD``, F of ``features_BFRD``."""
+    return features_BRD.shape[1] if features_BRD.ndim == 4 else 1
 
 
 def stacked(images: Sequence[Pixels], network: Network) -> Tensor:
-    """Give images as the network takes them: uint8 (B, C, H, W) on its device."""
+    """Give images as the network takes them: uint8 (B, C, H, W) on its device, or (B, F, C, H, W).
+
+    Args:
+        images: uint8 ``(S, S, 3)`` or ``(F, S, S, 3)``, all of one shape.
+        network: that takes them.
+    """
     batch_BHWC = torch.stack([torch.from_numpy(image) for image in images])
-    return batch_BHWC.permute(0, 3, 1, 2).to(network.encoder.mean.device)
+    return batch_BHWC.movedim(-1, -3).to(network.encoder.mean.device)

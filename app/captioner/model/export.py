@@ -4,7 +4,8 @@ OpenVINO converts the torch modules as they are. What graphs look like hangs on 
 alone, so they are made once of a network full of random numbers, in which every weight can be told
 from every other by its bytes.
 
-B images, C channels, H/W pixels, K beams, R regions, V words, G gates of an LSTM
+B images, C channels, H/W pixels, K beams, R regions, V words, G gates of an LSTM, F frames of a
+clip, N frames of all clips
 """
 
 import re
@@ -24,7 +25,7 @@ from openvino.passes import ConstantFolding, Manager
 from torch import Tensor, nn
 
 from app.captioner.architecture import Architecture
-from app.captioner.graphs import ENCODE, STEP, Template
+from app.captioner.graphs import ENCODE, READ, STEP, Template
 from app.captioner.image.decode import Pixels
 from app.captioner.model.network import Decoder, DecoderState, Encoder, Network
 from app.captioner.model.weights import rounded
@@ -61,6 +62,30 @@ class _Encode(nn.Module):
         return self.encoder.class_logits(features_BRD).softmax(-1)
 
 
+class _EncodeFrames(nn.Module):
+    """Pixels -> the features of frames."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, images_NHWC: Tensor) -> Tensor:
+        features_NRD: Tensor = self.encoder(images_NHWC.permute(0, 3, 1, 2))
+        return features_NRD
+
+
+class _Read(nn.Module):
+    """The features of the frames of clips -> what `_Encode` gives of images."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(self, features_BFRD: Tensor) -> tuple[Tensor, ...]:
+        state = self.decoder.start(features_BFRD, 1)
+        return (*state.rows, *state.image)
+
+
 class _Step(nn.Module):
     """What the LSTM takes of each word, and its state -> word scores, and its next state."""
 
@@ -94,7 +119,12 @@ class _WordStep(nn.Module):
 
 
 def encode_module(network: Network) -> nn.Module:
-    """Give a module from uint8 ``(B, H, W, 3)`` to hidden state, cell and what images are."""
+    """Give a module from uint8 ``(B, H, W, 3)`` to hidden state, cell and what images are.
+
+    In a network of clips it gives the features of frames.
+    """
+    if network.architecture.frames:
+        return _EncodeFrames(network.encoder).eval()
     return _Encode(network.encoder, network.decoder).eval()
 
 
@@ -128,7 +158,7 @@ def int8_template(network: Network, squares: Sequence[Pixels]) -> Template:
     """
     import nncf  # noqa: PLC0415 - of the extra `train`, and heavy
 
-    folded = _converted(_Encode(network.encoder, network.decoder).eval(), (_traced_images(),))
+    folded = _converted(encode_module(network), (_traced_images(),))
     apply_moc_transformations(folded, cf=False)  # batch norm goes into the weights
     side = squares[0].shape[0]
     folded.reshape({0: openvino.PartialShape([-1, side, side, 3])})
@@ -227,24 +257,33 @@ def _names(network: Network) -> _Names:
 
 
 def _models(network: Network, about: Architecture) -> dict[str, openvino.Model]:
-    encode = _Encode(network.encoder, network.decoder).eval()
+    encode = encode_module(network)
+    models = {ENCODE: _converted(encode, (_traced_images(),))}
+    models[ENCODE].reshape({0: openvino.PartialShape([-1, -1, -1, 3])})
     with torch.no_grad():
-        hidden_B1H, cell_B1H, *image = encode(_traced_images())
+        found = encode(_traced_images())
+        if about.frames:
+            read, features_BFRD = _Read(network.decoder).eval(), _traced_clips(found, about)
+            models[READ] = _converted(read, (features_BFRD,))
+            shape = [-1, features_BFRD.shape[1], -1, features_BFRD.shape[3]]
+            models[READ].reshape({0: openvino.PartialShape(shape)})
+            found = read(features_BFRD)
+    hidden_B1H, cell_B1H, *image = found
     if about.classes:
         del image[-1]  # no step needs the classes
     gates_B1G = torch.zeros(len(hidden_B1H), 1, network.decoder.gates * about.hidden_width)
     step = (gates_B1G, hidden_B1H, cell_B1H, *image)
-    models = {
-        ENCODE: _converted(encode, (_traced_images(),)),
-        STEP: _converted(_Step(network.decoder).eval(), step),
-    }
-    models[ENCODE].reshape({0: openvino.PartialShape([-1, -1, -1, 3])})
+    models[STEP] = _converted(_Step(network.decoder).eval(), step)
     models[STEP].reshape({n: _shape(part, n) for n, part in enumerate(step)})
     return models
 
 
 def _traced_images() -> Tensor:
     return torch.zeros(2, _TRACED_PX, _TRACED_PX, 3, dtype=torch.uint8)
+
+
+def _traced_clips(features_NRD: Tensor, about: Architecture) -> Tensor:
+    return features_NRD.unsqueeze(1).repeat(1, about.frames_per_clip or 1, 1, 1)
 
 
 def _shape(example: Tensor, number: int) -> openvino.PartialShape:

@@ -1,7 +1,7 @@
 """The network: uint8 images -> features -> word scores.
 
 B images, C channels, H/W pixels, R regions, D feature width, K captions or beams of an image,
-T steps, V words, E embedding width, G gates of an LSTM, N any leading axes
+T steps, V words, E embedding width, G gates of an LSTM, F frames of a clip, N any leading axes
 """
 
 from collections.abc import Callable
@@ -12,8 +12,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision import models
 
-from app.captioner.architecture import ENCODER_SHAPES, Architecture, summary_part
+from app.captioner.architecture import (
+    Architecture,
+    feature_width,
+    parts_by_region,
+    summary_part,
+)
 from app.captioner.model.efficientnet_lite import SCALES, EfficientNetLite
+from app.captioner.model.frames import READERS, FrameReader, as_clip
+from app.captioner.model.lstm import lstm_step
 
 # --- encoders -----------------------------------------------------------------------------------
 
@@ -97,10 +104,11 @@ class Encoder(nn.Module):
 
     def __init__(self, architecture: Architecture, classifier: nn.Module | None = None) -> None:
         super().__init__()
-        cut, shape = _CUTS[architecture.encoder], ENCODER_SHAPES[architecture.encoder]
+        cut = _CUTS[architecture.encoder]
         net = classifier or new_classifier(architecture.encoder)
         self.grid = architecture.features == "grid"
-        self.width = shape.grid_width if self.grid else shape.vector_width
+        self.quarters = self.grid and architecture.frames == "lstm"
+        self.width = feature_width(architecture)
         self.blocks = nn.Sequential(*cut.blocks(net))
         self.head = nn.Sequential() if self.grid else nn.Sequential(*cut.head(net))
         self.classes = last_layer(net) if architecture.classes else None
@@ -119,11 +127,14 @@ class Encoder(nn.Module):
             images_BCHW: uint8 RGB.
 
         Returns:
-            ``features_BRD`` float32; R is 1 for the penultimate vector.
+            ``features_BRD`` float32; R is 1 for the penultimate vector, and 4 for a frame that an
+            LSTM reads: the means of its quarters.
         """
         pixels_BCHW = (images_BCHW.to(self.mean.dtype) / 255 - self.mean) / self.std
         pixels_BCHW = pixels_BCHW.contiguous(memory_format=torch.channels_last)
         maps = self.head(self.blocks(pixels_BCHW))
+        if self.quarters:
+            maps = F.adaptive_avg_pool2d(maps, 2)
         features_BRD: Tensor = maps.flatten(2).transpose(1, 2) if self.grid else maps.unsqueeze(1)
         return features_BRD
 
@@ -133,6 +144,18 @@ class Encoder(nn.Module):
             raise ValueError("this encoder has no classes: set network.classes")
         logits_BC: Tensor = self.classes(features_BRD.mean(1))
         return logits_BC
+
+    def class_probabilities(self, features_BRD: Tensor) -> Tensor | None:
+        """Give ``probabilities_BC`` of images, or of shots from ``features_BFRD``: their mean.
+
+        None of an encoder without classes.
+        """
+        if self.classes is None:
+            return None
+        if features_BRD.ndim == 3:
+            return self.class_logits(features_BRD).softmax(-1)
+        of_frames = self.class_logits(features_BRD.flatten(0, 1)).softmax(-1)
+        return of_frames.view(*features_BRD.shape[:2], -1).mean(1)
 
 
 # --- decoders -----------------------------------------------------------------------------------
@@ -157,9 +180,11 @@ class Decoder(nn.Module):
     """
 
     words: nn.Module  # the last layer: every subclass has one
+    reader: FrameReader | None  # of the frames of clips, in a network of clips
 
     def __init__(self, architecture: Architecture, *, extra_gates: int = 0) -> None:
         super().__init__()
+        self.reader = None
         self.hidden_width = architecture.hidden_width
         self.gates = 4 + extra_gates
         gates_width = self.gates * self.hidden_width
@@ -168,6 +193,7 @@ class Decoder(nn.Module):
         self.recurrent_gates = nn.Linear(self.hidden_width, gates_width, bias=False)
         self.dropout = nn.Dropout(architecture.dropout)
         self._summary_part = summary_part(architecture) or 0
+        self._parts_by_region = parts_by_region(architecture)
         # in a network prepared for inference: what `word_gates` would compute, for every word
         self.word_gates_VG: Tensor | None = None
         nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
@@ -175,7 +201,32 @@ class Decoder(nn.Module):
             self.input_gates.bias[self.hidden_width : 2 * self.hidden_width].fill_(1.0)
 
     def start(self, features_BRD: Tensor, beams: int) -> DecoderState:
-        """Return the state before the first word."""
+        """Return the state before the first word.
+
+        Args:
+            features_BRD: of photos; or ``features_BFRD`` of clips. A network of clips reads their
+                frames. To one of photos a clip is what each frame would be to it: regions to
+                attend to lie side by side, all else is averaged.
+            beams: K.
+        """
+        if self.reader is not None:
+            features_BFRD = as_clip(features_BRD, self.reader.frames_per_clip)
+            return self._start(self.reader(features_BFRD), beams)
+        if features_BRD.ndim == 4:
+            return self._start_of_frames(features_BRD, beams)
+        return self._start(features_BRD, beams)
+
+    def _start_of_frames(self, features_BFRD: Tensor, beams: int) -> DecoderState:
+        of_frames = self._start(features_BFRD.flatten(0, 1), beams)
+        B, F = features_BFRD.shape[:2]
+        hidden, cell = (row.reshape(B, F, *row.shape[1:]).mean(1) for row in of_frames.rows)
+        parts = [part.reshape(B, F, *part.shape[1:]) for part in of_frames.image]
+        side_by_side = (part.flatten(1, 2) for part in parts[: self._parts_by_region])
+        averaged = (part.mean(1) for part in parts[self._parts_by_region :])
+        return DecoderState((*side_by_side, *averaged), (hidden, cell))
+
+    def _start(self, features_BRD: Tensor, beams: int) -> DecoderState:
+        """Return the state before the first word, of images."""
         zeros_BKH = features_BRD.new_zeros(features_BRD.shape[0], beams, self.hidden_width)
         return DecoderState(self._see(features_BRD), (zeros_BKH, zeros_BKH))
 
@@ -231,7 +282,7 @@ class Decoder(nn.Module):
         """Read whole captions (teacher forcing).
 
         Args:
-            features_BRD: of B images.
+            features_BRD: of B images, see `start`.
             words_BKT: int64, K captions per image, each from BOS to its last word.
             asked_BKT: bool, the steps whose scores matter; without it all of them.
 
@@ -292,18 +343,10 @@ class Decoder(nn.Module):
     def _lstm(
         self, gates_BKG: Tensor, rows: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-        """Return hidden state, cell and the extra gates.
-
-        Reference: Hochreiter and Schmidhuber 1997 with the forget gate of Gers et al. 2000.
-        """
+        """Return hidden state, cell and the extra gates."""
         hidden, cell = rows
         gates_BKG = gates_BKG + self.recurrent_gates(hidden)
-        widths = [3 * self.hidden_width, *[self.hidden_width] * (self.gates - 3)]
-        opening, candidate, *extra = torch.split(gates_BKG, widths, dim=-1)
-        enter, forget, leave = torch.sigmoid(opening).chunk(3, dim=-1)
-        cell = forget * cell + enter * torch.tanh(candidate)
-        hidden = leave * torch.tanh(cell)
-        return hidden, cell, tuple(extra)
+        return lstm_step(gates_BKG, cell, self.hidden_width, self.gates - 4)
 
 
 class MergeDecoder(Decoder):
@@ -338,9 +381,9 @@ class InjectDecoder(Decoder):
         self.image = nn.Linear(feature_width, architecture.embedding_width)
         self.words = nn.Linear(self.hidden_width, architecture.words)
 
-    def start(self, features_BRD: Tensor, beams: int) -> DecoderState:
+    def _start(self, features_BRD: Tensor, beams: int) -> DecoderState:
         """Let the LSTM read the image."""
-        state = super().start(features_BRD, beams)
+        state = super()._start(features_BRD, beams)
         mean_B1D = self.normalise(features_BRD.mean(1, keepdim=True))
         image_BKE = self.image(mean_B1D).expand(-1, beams, -1)
         rows, _ = self._recur(self.input_gates(self.dropout(image_BKE)), state.rows)
@@ -447,9 +490,26 @@ class Network(nn.Module):
         super().__init__()
         self.architecture = architecture
         self.encoder = Encoder(architecture, classifier)
-        self.decoder: Decoder = DECODERS[architecture.decoder](architecture, self.encoder.width)
+        width, reader = self.encoder.width, None
+        if architecture.frames:
+            reader = READERS[architecture.frames](architecture, width)
+            width = reader.width
+        self.decoder: Decoder = DECODERS[architecture.decoder](architecture, width)
+        self.decoder.reader = reader  # its part: what trains the decoder trains it
 
     def forward(self, images_BCHW: Tensor, words_BKT: Tensor) -> Tensor:
         """Return ``logits_BKTV``: uint8 images and K captions each, teacher forced."""
-        logits_BKTV, _ = self.decoder(self.encoder(images_BCHW), words_BKT)
+        logits_BKTV, _ = self.decoder(self.encode(images_BCHW), words_BKT)
         return logits_BKTV  # type: ignore[no-any-return]
+
+    def encode(self, images_BCHW: Tensor) -> Tensor:
+        """Give ``features_BRD`` of images, or ``features_BFRD`` of clips, uint8 (B, F, C, H, W)."""
+        return encode(self.encoder, images_BCHW)
+
+
+def encode(encoder: nn.Module, images_BCHW: Tensor) -> Tensor:
+    """Give ``features_BRD`` of images, or ``features_BFRD`` of clips, uint8 (B, F, C, H, W)."""
+    if images_BCHW.ndim == 4:
+        return encoder(images_BCHW)  # type: ignore[no-any-return]
+    features_NRD: Tensor = encoder(images_BCHW.flatten(0, 1))
+    return features_NRD.reshape(*images_BCHW.shape[:2], *features_NRD.shape[1:])

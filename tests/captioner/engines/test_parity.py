@@ -53,7 +53,8 @@ def telling(unpublished):
         if hasattr(decoder, "normalise"):
             decoder.normalise.weight.fill_(2)
         else:
-            decoder.image.weight.div_(features_BRD.std())
+            read = features_BRD if decoder.reader is None else decoder.reader(features_BRD[:, None])
+            decoder.image.weight.div_(read.std())
     unpublished.network.eval()
     return as_loaded(unpublished)
 
@@ -114,6 +115,26 @@ def loaded(request):
 @pytest.mark.parametrize("search", SEARCHES)
 def test_every_decoder_says_in_every_search_what_torch_says(loaded, search):
     assert_parity(with_search(loaded, **SEARCHES[search]), squares(5))
+
+
+def test_every_decoder_says_of_shots_what_torch_says(loaded):
+    shots = list(np.stack(squares(12)).reshape(3, 4, SIZE_PX, SIZE_PX, 3))
+    assert_parity(loaded, shots)
+
+
+@pytest.mark.parametrize("features", ["grid", "vector"])
+@pytest.mark.parametrize("frames", ["mean", "lstm"])
+@pytest.mark.parametrize("decoder", ["merge", "inject", "attention"])
+def test_every_reader_of_frames_says_what_torch_says(decoder, frames, features):
+    if (decoder, features) == ("attention", "vector"):
+        pytest.skip("attention looks at regions")
+    changes = {"frames": frames, "frames_per_clip": 4, "features": features}
+    unpublished = tiny_unpublished(decoder, **changes)
+    for parameter in unpublished.network.decoder.reader.parameters():
+        parameter.data.mul_(3)
+    loaded = telling(unpublished)
+    assert_parity(loaded, list(np.stack(squares(12)).reshape(3, 4, SIZE_PX, SIZE_PX, 3)))
+    assert_parity(loaded, squares(3))  # photos are clips that stand still
 
 
 @pytest.mark.parametrize("features", ["grid", "vector"])
