@@ -32,7 +32,9 @@ from haproxy_server import CONFIGURATION, backend
 
 START_S = 120.0
 STOP_S = 20.0
-TOPOLOGIES = ("one", "port", "haproxy", "fronts")
+INSTANT = str(SERVERS / "instant.py")
+TOPOLOGIES = ("one", "port", "haproxy")
+WARM_UP_S = 1.0
 OTHERS_S = 3.0  # of one port: only the first of them is seen to be ready
 
 
@@ -50,6 +52,7 @@ class Row(NamedTuple):
         haproxy_ms: of the balancer.
         load_ms: of wrk.
         cores: that all of it kept busy, wrk as well.
+        others: cores that other programs kept busy.
         pss_mb: memory of all, a page that n share counted once.
     """
 
@@ -63,6 +66,7 @@ class Row(NamedTuple):
     haproxy_ms: float
     load_ms: float
     cores: float
+    others: float
     pss_mb: float
 
 
@@ -89,7 +93,7 @@ class Started:
 
     def service(self, port: int, **environment: str) -> None:
         """Start a service."""
-        command = (sys.executable, str(SERVERS / "instant_server.py"))
+        command = (sys.executable, INSTANT)
         self.start(*command, CAPTION_PORT=str(port), **environment)
 
     @property
@@ -98,11 +102,23 @@ class Started:
         return [each for root in self.roots for each in (root, *root.children(recursive=True))]
 
 
+class Topology(NamedTuple):
+    """One that runs.
+
+    Attributes:
+        port: where it is asked.
+        processes: all of it.
+        pss_mb: their memory before any load.
+    """
+
+    port: int
+    processes: list[psutil.Process]
+    pss_mb: float
+
+
 @contextmanager
-def running(
-    topology: str, processes: int, settings: Mapping[str, str]
-) -> Iterator[tuple[int, list[psutil.Process]]]:
-    """Start a topology; give its port and its processes."""
+def running(topology: str, processes: int, settings: Mapping[str, str]) -> Iterator[Topology]:
+    """Start a topology."""
     port = load.free_port()
     with ExitStack() as stack:
         started = Started(stack, settings)
@@ -112,9 +128,6 @@ def running(
         elif topology == "port":
             for _ in range(processes):
                 started.service(port, BENCH_SHARED_PORT="1", CAPTION_DECODE_PROCESSES=share)
-        elif topology == "fronts":
-            command = (sys.executable, str(SERVERS / "fronts_server.py"))
-            started.start(*command, CAPTION_PORT=str(port), BENCH_FRONTS=str(processes))
         else:
             ports = [load.free_port() for _ in range(processes)]
             for each in ports:
@@ -125,7 +138,8 @@ def running(
             _start_haproxy(started, Path(folder, "services.cfg"), ports, port)
         _wait_until_ready(port)
         time.sleep(OTHERS_S)
-        yield port, started.tree
+        tree = started.tree
+        yield Topology(port, tree, sum(each.memory_full_info().pss for each in tree) / 1e6)
 
 
 def _start_haproxy(started: Started, services: Path, ports: list[int], port: int) -> None:
@@ -158,48 +172,50 @@ def _wait_until_ready(port: int) -> None:
     raise Unavailable(f"was not ready within {START_S:.0f} s")
 
 
-def measured(
-    port: int,
-    processes: Sequence[psutil.Process],
-    posts: Sequence[load.Post],
-    clients: int,
-    seconds: float,
-) -> Row:
+def measured(topology: Topology, posts: Sequence[load.Post], clients: int, seconds: float) -> Row:
     """Put load on a topology and tell who spent what."""
-    before = [_cpu_s(each) for each in processes]
-    load_before_s = _load_s()
-    seen = load.closed_loop(port, posts, concurrency=clients, seconds=seconds)
-    load_s = _load_s() - load_before_s
-    spent = [_cpu_s(each) - was for each, was in zip(processes, before, strict=True)]
-    kinds = [_kind(each) for each in processes]
+    load.closed_loop(topology.port, posts, concurrency=clients, seconds=WARM_UP_S)
+    before, busy_before_s = _spent_s(topology), _busy_s()
+    seen = load.closed_loop(topology.port, posts, concurrency=clients, seconds=seconds)
+    after, busy_s = _spent_s(topology), _busy_s() - busy_before_s
+    spent_s = {who: after[who] - before[who] for who in after}
     ms = 1e3 / max(1, seen.answers)
 
-    def of(kind: str) -> list[float]:
-        return [ms * each for each, its in zip(spent, kinds, strict=True) if its == kind]
+    def of(kind: str) -> float:
+        return ms * sum(each for (its, _), each in spent_s.items() if its == kind)
 
     return Row(
         seen.per_s,
         seen.p50_ms,
         seen.p99_ms,
         seen.errors,
-        max(ms * each for each in spent),
-        sum(of("python")),
-        sum(of("decoder")),
-        sum(of("haproxy")),
-        ms * load_s,
-        (sum(spent) + load_s) / seen.seconds,
-        sum(each.memory_full_info().pss for each in processes) / 1e6,
+        max(ms * each for (kind, _), each in spent_s.items() if kind != "load"),
+        of("python"),
+        of("decoder"),
+        of("haproxy"),
+        of("load"),
+        sum(spent_s.values()) / seen.seconds,
+        (busy_s - sum(spent_s.values())) / seen.seconds,
+        topology.pss_mb,
     )
+
+
+def _spent_s(topology: Topology) -> dict[tuple[str, int], float]:
+    """Give the CPU seconds of each process by its kind and number; wrk's are ours."""
+    spent_s = {(_kind(each), each.pid): _cpu_s(each) for each in topology.processes}
+    times = os.times()
+    ours_s = times.children_user + times.children_system + times.user + times.system
+    return {**spent_s, ("load", os.getpid()): ours_s}
+
+
+def _busy_s() -> float:
+    """Give the CPU seconds of all programs of the machine."""
+    times = psutil.cpu_times()
+    return float(sum(times) - times.idle - getattr(times, "iowait", 0.0))
 
 
 def _cpu_s(process: psutil.Process) -> float:
     return sum(process.cpu_times()[:2])
-
-
-def _load_s() -> float:
-    """Give the CPU seconds of wrk, a child of ours that has ended; of ours where there is none."""
-    times = os.times()
-    return times.children_user + times.children_system + times.user + times.system
 
 
 def _kind(process: psutil.Process) -> str:
@@ -208,8 +224,11 @@ def _kind(process: psutil.Process) -> str:
     return "decoder" if any("decode_program" in part for part in process.cmdline()) else "python"
 
 
-def compared(args: argparse.Namespace) -> dict[tuple[str, int], Row]:
-    """Give the medians of the rounds by topology and size of the photos."""
+def compared(args: argparse.Namespace) -> dict[tuple[str, int], tuple[int, Row]]:
+    """Give the quiet rounds and their medians by topology and size of the photos.
+
+    All topologies run at once, and one is asked while the others idle.
+    """
     posts = {size: _posts(args.photos, size) for size in args.sizes}
     settings = {
         "OPENBLAS_NUM_THREADS": "1",  # as the command has it, which has not been told before numpy
@@ -220,16 +239,25 @@ def compared(args: argparse.Namespace) -> dict[tuple[str, int], Row]:
         "CAPTION_LOG_LEVEL": args.log_level,
     }
     rows: dict[tuple[str, int], list[Row]] = {}
-    for turn in range(args.rounds):
-        for topology in args.topologies:
-            tell(f"round {turn + 1} of {args.rounds}: {topology}")
-            with running(topology, args.processes, settings) as (port, processes):
-                for size in args.sizes:
-                    load.closed_loop(port, posts[size], concurrency=args.clients, seconds=1)
-                    row = measured(port, processes, posts[size], args.clients, args.seconds)
-                    tell(f"  {size} px: {row.per_s:.0f} a second, {row.busiest_ms:.2f} ms")
-                    rows.setdefault((topology, size), []).append(row)
-    return {key: Row(*map(load.median, zip(*each, strict=True))) for key, each in rows.items()}
+    with ExitStack() as stack:
+        topologies = {}
+        for name in args.topologies:
+            tell(f"starting {name}")
+            topology = running(name, args.processes, settings)
+            topologies[name] = stack.enter_context(topology)
+        for turn in range(args.rounds):
+            tell(f"round {turn + 1} of {args.rounds}")
+            for size in args.sizes:
+                for name, topology in topologies.items():
+                    row = measured(topology, posts[size], args.clients, args.seconds)
+                    rows.setdefault((name, size), []).append(row)
+    return {key: _of_quiet_times(each, args.most_others) for key, each in rows.items()}
+
+
+def _of_quiet_times(rows: Sequence[Row], most_others: float) -> tuple[int, Row]:
+    """Give how many rounds others left the cores alone, and the medians of these; else of all."""
+    quiet = [row for row in rows if row.others <= most_others]
+    return len(quiet), Row(*map(load.median, zip(*(quiet or rows), strict=True)))
 
 
 def _posts(paths: Sequence[Path], size_px: int) -> list[load.Post]:
@@ -247,22 +275,25 @@ COLUMNS = {
     "haproxy_ms": ("haproxy ms", "12.2f"),
     "load_ms": ("wrk ms", "8.2f"),
     "cores": ("cores", "7.2f"),
+    "others": ("others", "8.2f"),
     "pss_mb": ("MB", "7.0f"),
 }
 
 
-def table_of(args: argparse.Namespace, rows: Mapping[tuple[str, int], Row]) -> list[str]:
+def table_of(
+    args: argparse.Namespace, rows: Mapping[tuple[str, int], tuple[int, Row]]
+) -> list[str]:
     """Give the lines of the table."""
     names = "".join(load.heading(title, form) for title, form in COLUMNS.values())
     shared = f"{args.processes} processes, {args.decoders} decoders in all"
     rounds = f"{args.rounds} rounds of {args.seconds:g} s"
     table = [
         f"{shared}, {args.clients} clients; {rounds}; CPU time for a photo",
-        f"{'topology':10}{'px':>5}{names}",
+        f"{'topology':10}{'px':>5}{'quiet':>7}{names}",
     ]
-    for (topology, size), row in rows.items():
+    for (topology, size), (quiet, row) in rows.items():
         cells = "".join(f"{getattr(row, name):{form}}" for name, (_, form) in COLUMNS.items())
-        table.append(f"{topology:10}{size:>5}{cells}")
+        table.append(f"{topology:10}{size:>5}{quiet:>7}{cells}")
     return table
 
 
@@ -271,14 +302,23 @@ def main() -> None:
     args = _arguments()
     stop_servers_when_ended()
     rows = compared(args)
-    named = ("processes", "decoders", "clients", "batch", "rounds", "seconds", "log_level")
+    named = (
+        "processes",
+        "decoders",
+        "clients",
+        "batch",
+        "rounds",
+        "seconds",
+        "most_others",
+        "log_level",
+    )
     line: dict[str, Any] = {
         "benchmark": "fronts",
         **{name: getattr(args, name) for name in named},
         "load": load.generator(),
         "rows": [
-            {"topology": topology, "px": size, **row._asdict()}
-            for (topology, size), row in rows.items()
+            {"topology": topology, "px": size, "quiet": quiet, **row._asdict()}
+            for (topology, size), (quiet, row) in rows.items()
         ],
     }
     result.report(table_of(args, rows), line, args.output)
@@ -288,13 +328,16 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("photos", type=Path, nargs="*", metavar="PHOTO", help="default: drawn")
     parser.add_argument("--topologies", nargs="+", choices=TOPOLOGIES, default=list(TOPOLOGIES))
-    parser.add_argument("--processes", type=int, default=2, help="services, or fronts")
+    parser.add_argument("--processes", type=int, default=2, help="services side by side")
     parser.add_argument("--decoders", type=int, default=2, help="processes that decode, in all")
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--batch", type=int, default=32, help="images of a batch, at most")
     parser.add_argument("--sizes", type=int, nargs="+", default=[224, 640], help="px")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=5.0, help="of each load")
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--seconds", type=float, default=2.0, help="of each load, whole ones")
+    parser.add_argument(
+        "--most-others", type=float, default=0.1, help="cores that others have in a quiet round"
+    )
     parser.add_argument("--log-level", default="info", help="of the services")
     result.add_output(parser)
     return parser.parse_args()

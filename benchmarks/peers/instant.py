@@ -13,14 +13,14 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path[:0] = map(str, Path(__file__).resolve().parents[1:3])
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from app import cli, main  # noqa: E402
-from app.captioner.engines.engine import Engine, EngineResult, Stage  # noqa: E402
-from app.captioner.image.decode import Pixels  # noqa: E402
-from app.captioner.pipeline import Captioner  # noqa: E402
-from app.captioner.search import BeamArrays, StillWaiting  # noqa: E402
-from app.loading import CheckpointStore  # noqa: E402
+from app import cli, main
+from app.captioner.engines.engine import Engine, EngineResult, Stage
+from app.captioner.image.decode import Pixels
+from app.captioner.pipeline import Captioner
+from app.captioner.search import BeamArrays, StillWaiting
+from app.loading import CheckpointStore
 
 
 class InstantEngine:
