@@ -17,6 +17,7 @@ from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import skimage
 import torch
@@ -33,12 +34,15 @@ from app.settings import PROJECT_ROOT, Settings
 from support.tiny import photo, save_tiny_checkpoint, tiny_unpublished
 
 BENCHMARKS = PROJECT_ROOT / "benchmarks"
-sys.path.append(str(BENCHMARKS))
+sys.path += [str(BENCHMARKS), str(BENCHMARKS / "peers")]
+
+import instant  # noqa: E402
 
 import ablation  # noqa: E402 - programs, not a package
 import alternatives  # noqa: E402
 import before_after  # noqa: E402
 import costliest  # noqa: E402
+import fronts  # noqa: E402
 import gpu  # noqa: E402
 import growth  # noqa: E402
 import limit  # noqa: E402
@@ -343,6 +347,29 @@ def test_the_size_of_the_install_counts_what_is_required_and_no_more():
 def test_the_cost_of_an_alternative_is_told_in_ours_at_its_best_batch():
     ours, other = {"ms": {"1": 50.0, "8": 25.0}}, {"ms": {"1": 500.0, "8": 400.0}}
     assert alternatives._times(other, ours) == 16
+
+
+# --- more processes of HTTP ---------------------------------------------------------------------
+
+
+def test_rounds_that_others_disturbed_do_not_count_unless_there_are_no_others():
+    def row(per_s, others):
+        return fronts.Row(*[1.0] * len(fronts.Row._fields))._replace(per_s=per_s, others=others)
+
+    quiet, of_quiet = fronts._of_quiet_times([row(300, 0.05), row(100, 1.0), row(310, 0.02)], 0.1)
+    assert (quiet, of_quiet.per_s) == (2, 305)
+    quiet, of_all = fronts._of_quiet_times([row(90, 0.9), row(100, 1.0), row(110, 1.1)], 0.1)
+    assert (quiet, of_all.per_s) == (0, 100)
+
+
+def test_an_engine_that_takes_no_time_says_of_each_image_what_it_said_of_the_first(tmp_path):
+    directory = save_tiny_checkpoint(tmp_path)
+    captioner = instant.InstantStore(Settings(device="cpu")).load(directory)
+    side_px = captioner.manifest.image.size_px
+    images = [np.full((side_px, side_px, 3), 80 * n, np.uint8) for n in range(3)]
+    first, *others = captioner.caption(images).captions
+    assert [[each.text for each in other] for other in others] == [[c.text for c in first]] * 2
+    captioner.check_golden()
 
 
 # --- results ------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import heapq
 import itertools
 import math
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from app.serving.batching import Overloaded
 
@@ -33,18 +33,16 @@ class Turn:
     began_s: float = math.inf
     caller: Hashable = None
     start_tag_s: float = 0.0
+    costly: bool = field(init=False)
+    """Whether others had better not wait for it."""
+    order: tuple[bool, float, float, int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.costly = self.cost_s >= COSTLY_S
+        self.order = self.costly, self.start_tag_s, self.cost_s, self.number
 
     def __lt__(self, other: "Turn") -> bool:
-        return self._order < other._order
-
-    @property
-    def _order(self) -> tuple[bool, float, float, int]:
-        return self.costly, self.start_tag_s, self.cost_s, self.number
-
-    @property
-    def costly(self) -> bool:
-        """Whether others had better not wait for it."""
-        return self.cost_s >= COSTLY_S
+        return self.order < other.order
 
 
 class Turns:
@@ -79,9 +77,10 @@ class Turns:
             Overloaded: It would wait for more than half of that time.
         """
         loop = asyncio.get_running_loop()
-        turn = Turn(cost_s, next(self._numbers), loop.create_future(), caller=caller)
-        if caller is not None:
-            turn.start_tag_s = max(self._served_s, self._asked_s.get(caller, 0.0))
+        tag_s = 0.0 if caller is None else max(self._served_s, self._asked_s.get(caller, 0.0))
+        turn = Turn(
+            cost_s, next(self._numbers), loop.create_future(), caller=caller, start_tag_s=tag_s
+        )
         self._check_wait(turn, timeout_s)
         if caller is not None:
             self._asked_s[caller] = turn.start_tag_s + cost_s
@@ -128,6 +127,8 @@ class Turns:
 
     def _check_wait(self, turn: Turn, timeout_s: float) -> None:
         """Refuse at once who would be refused late: he would take up room until then."""
+        if not turn.costly and self._most_wait_s() <= timeout_s / 2:
+            return  # nearly always, and found much sooner than who is ahead of whom
         wait_s = self._wait_s(turn)
         if wait_s > timeout_s / 2 or (turn.costly and self._is_full_for(turn.caller)):
             raise Overloaded(max(1, math.ceil(wait_s)))
@@ -137,13 +138,22 @@ class Turns:
         own = 0 if caller is None else waiting.count(caller)
         return len(waiting) >= self._most_costly or 2 * own >= self._most_costly
 
+    def _most_wait_s(self) -> float:
+        """Give what a wait for all others, costly ones too, would take at most."""
+        cost_s = sum([each.cost_s for each in (*self._waiting, *self._under_way)])
+        return self._pace_now() * cost_s / self._places
+
     def _wait_s(self, turn: Turn) -> float:
         """Estimate the wait for others of its kind, which is all that a job ever waits for long."""
         free, places = self._free, self._places
         if turn.costly:
             free, places = self._free_for_costly, self._places_for_costly
         now_s, pace = asyncio.get_running_loop().time(), self._pace_now()
-        ahead_s = [pace * each.cost_s for each in self._waiting if _is_ahead(each, turn)]
+        ahead_s = [
+            pace * each.cost_s
+            for each in self._waiting
+            if each.costly == turn.costly and each.order < turn.order
+        ]
         if free > len(ahead_s):
             return 0.0
         under_way_s = (
@@ -158,7 +168,3 @@ class Turns:
         now_s = asyncio.get_running_loop().time()
         telling = [each for each in self._under_way if each.cost_s >= _TELLING_S]
         return max([self._pace, *((now_s - each.began_s) / each.cost_s for each in telling)])
-
-
-def _is_ahead(one: Turn, other: Turn) -> bool:
-    return one.costly == other.costly and one < other
