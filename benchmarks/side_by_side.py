@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import load
 import result
 from app.settings import PROJECT_ROOT, Settings
+from meter import Meter
 from servers import OURS, SERVICE, Launch, Server, running, tell
 from swap import copies
 
@@ -37,6 +38,13 @@ class Case(NamedTuple):
     def name(self) -> str:
         """As the table has it."""
         return f"{self.served} served, {self.asked} asked"
+
+
+class Turn(NamedTuple):
+    """What one turn saw, and the CPU time of the service for each photo."""
+
+    outcome: load.Outcome
+    cpu_ms: float
 
 
 CASES = (Case(1, 1), Case(2, 1), Case(2, 2), Case(3, 3))
@@ -82,6 +90,13 @@ def resident_mb(server: Server) -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
+def _turn(server: Server, asking: Sequence[load.Post], clients: int, seconds: float) -> Turn:
+    meter = Meter(server.pid)
+    before_s = meter.cpu_s()
+    outcome = load.closed_loop(server.port, asking, concurrency=clients, seconds=seconds)
+    return Turn(outcome, 1e3 * (meter.cpu_s() - before_s) / outcome.answers)
+
+
 def measured(
     servers: dict[int, Server],
     checkpoints: Sequence[Path],
@@ -102,14 +117,13 @@ def measured(
         seconds: of a turn.
     """
     loaded_mb = {served: resident_mb(server) for served, server in servers.items()}
-    seen: dict[Case, list[load.Outcome]] = {case: [] for case in CASES}
+    seen: dict[Case, list[Turn]] = {case: [] for case in CASES}
     for number in range(1 + rounds):
         tell(f"round {number} of {rounds}")
         for case in CASES if number % 2 else CASES[::-1]:
             asking = posts(photos, checkpoints[: case.asked])
-            port = servers[case.served].port
-            outcome = load.closed_loop(port, asking, concurrency=clients, seconds=seconds)
-            seen[case] += [outcome] * (number > 0)
+            turn = _turn(servers[case.served], asking, clients, seconds)
+            seen[case] += [turn] * (number > 0)
     rows = {case.name: summary(seen[case], seen[CASES[0]]) for case in CASES}
     for case in CASES:
         rows[case.name]["loaded_mb"] = loaded_mb[case.served]
@@ -117,20 +131,26 @@ def measured(
     return rows
 
 
-def summary(seen: Sequence[load.Outcome], first: Sequence[load.Outcome]) -> dict[str, Any]:
+def summary(seen: Sequence[Turn], first: Sequence[Turn]) -> dict[str, Any]:
     """Give medians over the rounds; ratios are to the first case in the same round."""
+    pairs = list(zip(seen, first, strict=True))
+    outcomes = [turn.outcome for turn in seen]
     return {
-        "per_s": load.median([each.per_s for each in seen]),
-        "ratio": load.median([a.per_s / b.per_s for a, b in zip(seen, first, strict=True)]),
-        "p50_ms": load.median([each.p50_ms for each in seen]),
-        "p99_ms": load.median([each.p99_ms for each in seen]),
-        "errors": sum(each.errors for each in seen),
+        "per_s": load.median([each.per_s for each in outcomes]),
+        "ratio": load.median([a.outcome.per_s / b.outcome.per_s for a, b in pairs]),
+        "cpu_ms": load.median([turn.cpu_ms for turn in seen]),
+        "cpu_ratio": load.median([a.cpu_ms / b.cpu_ms for a, b in pairs]),
+        "p50_ms": load.median([each.p50_ms for each in outcomes]),
+        "p99_ms": load.median([each.p99_ms for each in outcomes]),
+        "errors": sum(each.errors for each in outcomes),
     }
 
 
 COLUMNS = {
     "per_s": ("photos/s", "8.1f"),
     "ratio": ("ratio", "6.2f"),
+    "cpu_ms": ("CPU ms", "7.1f"),
+    "cpu_ratio": ("ratio", "6.2f"),
     "p50_ms": ("p50 ms", "7.0f"),
     "p99_ms": ("p99 ms", "7.0f"),
     "errors": ("errors", "7.0f"),
