@@ -20,7 +20,7 @@ _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 def load_captioner(settings: Settings) -> "Captioner":
-    """Load the checkpoint of the settings onto the device of the settings.
+    """Load the checkpoint of the settings, the first of several, onto their device.
 
     Raises:
         CheckpointError: The directory cannot be trusted, or the device is not there.
@@ -30,13 +30,18 @@ def load_captioner(settings: Settings) -> "Captioner":
 
 
 class CheckpointStore:
-    """The checkpoint of the settings, its other versions, and the device of the settings.
+    """A checkpoint, its other versions, and the device of the settings.
 
     See `app.serving.reloading.Store`.
+
+    Args:
+        settings: Which device, precision and cores.
+        named: The checkpoint; the first of the settings if None.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, named: Path | None = None) -> None:
         self._settings = settings
+        self._named = named or settings.served_checkpoints[0]
 
     def find(self, version: str | None = None) -> Path:
         """Give its directory: from the working directory, else from the project.
@@ -46,7 +51,7 @@ class CheckpointStore:
         """
         from app.captioner import store  # noqa: PLC0415
 
-        return store.find(self._settings.checkpoint, (Path(), PROJECT_ROOT), version)
+        return store.find(self._named, (Path(), PROJECT_ROOT), version)
 
     def fingerprint(self, directory: Path) -> Hashable:
         """Tell what lies there; another value may be another checkpoint."""

@@ -4,7 +4,7 @@ No decision about pixels or words.
 """
 
 import os
-from collections.abc import AsyncIterator, Hashable
+from collections.abc import AsyncIterator, Hashable, Sequence
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -50,18 +50,19 @@ def serve(settings: Settings) -> int:
     return server.serve(create_app(server.within_descriptors(settings)))
 
 
-def create_app(settings: Settings, *, captioner: "Captioner | None" = None) -> FastAPI:
+def create_app(settings: Settings, *, captioners: "Sequence[Captioner]" = ()) -> FastAPI:
     """Make the application.
 
     Args:
         settings: What this machine may do.
-        captioner: Used as it is; without one, the checkpoint of the settings is loaded once the
-            application runs, and uploads are decoded in processes.
+        captioners: Used as they are; without any, the checkpoints of the settings are loaded once
+            the application runs, and uploads are decoded in processes.
     """
     metrics = Metrics()
-    decoders = _decoders(settings, metrics) if captioner is None else None
-    store = CheckpointStore(settings) if captioner is None else _Given(captioner)
-    app_state = _app_state(settings, store, metrics, decoders)
+    decoders = None if captioners else _decoders(settings, metrics)
+    loaded = [CheckpointStore(settings, named) for named in settings.served_checkpoints]
+    stores = [_Given(captioner) for captioner in captioners] or loaded
+    app_state = _app_state(settings, stores, metrics, decoders)
     app = _Application(
         title="Caption service",
         summary="Post a photo, get a sentence.",
@@ -149,13 +150,13 @@ class _DecoderNews:
 
 def _app_state(
     settings: Settings,
-    store: Store,
+    stores: Sequence[Store],
     metrics: Metrics,
     decoders: "DecodeProcesses | None",
 ) -> AppState:
     health = Health(stuck_after_s=settings.stuck_after_s)
     service = CaptionService(
-        store, settings=settings, health=health, metrics=metrics, decoders=decoders
+        stores, settings=settings, health=health, metrics=metrics, decoders=decoders
     )
     metrics.queue_depth.set_function(lambda: service.depth)
     metrics.batch_size_limit.set_function(lambda: service.batch_size_limit)

@@ -214,7 +214,7 @@ def _on_hangup(ending: "_Ending", app_state: AppState, *, has_terminal: bool) ->
     if has_terminal and not _has_terminal():
         ending.on_signal(signal.SIGHUP)
     else:
-        app_state.service.reloads.on_signal()
+        app_state.service.checkpoints.on_signal()
 
 
 class _Ending:

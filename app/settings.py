@@ -45,6 +45,8 @@ class Settings(BaseSettings):
     )
 
     checkpoint: Path = Path("model_store/flickr8k-mobilenetv2/6")
+    checkpoints: Annotated[tuple[Path, ...], NoDecode] = ()
+    canary: Annotated[float, Field(ge=0, le=1)] | None = None
     watch: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     precision: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
@@ -100,6 +102,13 @@ class Settings(BaseSettings):
     def _split(cls, value: object) -> object:
         return value.replace(",", " ").split() if isinstance(value, str) else value
 
+    @field_validator("checkpoints", mode="before")
+    @classmethod
+    def _split_paths(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        return [path.strip() for path in value.split(",") if path.strip()]
+
     @field_validator("dialects", mode="before")
     @classmethod
     def _split_dialects(cls, value: object) -> object:
@@ -138,6 +147,17 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _checkpoints_are_clear(self) -> Self:
+        if self.checkpoints and "checkpoint" in self.model_fields_set:
+            raise ValueError("set CAPTION_CHECKPOINT or CAPTION_CHECKPOINTS, not both")
+        if self.canary is not None and len(self.checkpoints) != 2:
+            raise ValueError(
+                "CAPTION_CANARY: expected two in CAPTION_CHECKPOINTS, of which the last is tried; "
+                f"there are {len(self.checkpoints)}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _ports_differ(self) -> Self:
         if self.admin_port == self.port:
             raise ValueError("CAPTION_ADMIN_PORT: expected another port than CAPTION_PORT")
@@ -155,6 +175,14 @@ class Settings(BaseSettings):
                 f"{variable(smaller)} is {getattr(self, smaller)} and {variable(larger)} "
                 f"{getattr(self, larger)}: the first must not exceed the second"
             )
+
+    @property
+    def served_checkpoints(self) -> tuple[Path, ...]:
+        """What is served, however it was set; the first is what captions unless another is asked.
+
+        At least one.
+        """
+        return self.checkpoints or (self.checkpoint,)
 
     @property
     def max_inflight_bytes_per_key(self) -> int:

@@ -68,20 +68,26 @@ class Seen(NamedTuple):
     rss_mb: list[tuple[float, float]]
 
 
+def copies(checkpoint: Path, store: Path, count: int) -> list[Path]:
+    """Put versions 1, 2 and so on of a checkpoint, all of them the same, into a store."""
+    about = json.loads((checkpoint / "manifest.json").read_text(encoding="utf-8"))
+    made = [store / about["name"] / str(1 + number) for number in range(count)]
+    for copy in made:
+        shutil.copytree(checkpoint, copy)
+        changed = json.dumps({**about, "version": copy.name})
+        (copy / "manifest.json").write_text(changed, encoding="utf-8")
+    return made
+
+
 @contextmanager
 def service(checkpoint: Path, threads: int) -> Iterator[Server]:
     """Serve a checkpoint that the folder of its name holds twice, as versions 1 and 2."""
-    about = json.loads((checkpoint / "manifest.json").read_text(encoding="utf-8"))
     with tempfile.TemporaryDirectory() as store:
-        for version in ("1", "2"):
-            copy = Path(store, about["name"], version)
-            shutil.copytree(checkpoint, copy)
-            changed = json.dumps({**about, "version": version})
-            (copy / "manifest.json").write_text(changed, encoding="utf-8")
+        first, _ = copies(checkpoint, Path(store), 2)
         port = load.free_port()
         ours = {
             "PORT": port,
-            "CHECKPOINT": f"{Path(store, about['name'])}@1",
+            "CHECKPOINT": f"{first.parent}@1",
             "ADMIN_KEYS": _KEY,
             "INFERENCE_THREADS": threads,
             "DEVICE": "cpu",

@@ -46,7 +46,7 @@ def url():
     from app.settings import Settings  # noqa: PLC0415
     from support.fake import FakeCaptioner  # noqa: PLC0415
 
-    app = create_app(Settings(), captioner=FakeCaptioner())
+    app = create_app(Settings(), captioners=[FakeCaptioner()])
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, ws="none"))
     listening = socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})

@@ -54,6 +54,7 @@ import plain  # noqa: E402
 import result  # noqa: E402
 import servers  # noqa: E402
 import shipped  # noqa: E402
+import side_by_side  # noqa: E402
 import startup  # noqa: E402
 import swap  # noqa: E402
 
@@ -906,3 +907,31 @@ def test_a_tiny_checkpoint_is_swapped_under_a_tiny_load(checkpoint):
     row = swap.summary(seen)
     assert (row["swaps"], row["broken"], row["refused_during"]) == (2, 0, 0)
     assert row["between_requests"] > 0
+
+
+# side by side
+
+
+def test_tiny_checkpoints_are_asked_side_by_side(checkpoint, tmp_path):
+    checkpoints = swap.copies(checkpoint, tmp_path, 3)
+    with (
+        side_by_side.service(checkpoints[:1], threads=1) as one,
+        side_by_side.service(checkpoints[:2], threads=1) as two,
+        side_by_side.service(checkpoints, threads=1) as three,
+    ):
+        rows = side_by_side.measured(
+            {1: one, 2: two, 3: three},
+            checkpoints,
+            load.photos([], 64),
+            clients=2,
+            rounds=1,
+            seconds=0.3,
+        )
+        asking = side_by_side.posts(load.photos([], 64)[:1], checkpoints)
+        named = [json.loads(load.ask(three.port, post)[1])["model"]["version"] for post in asking]
+    assert named == ["1", "2", "3"]
+    assert [row["errors"] for row in rows.values()] == [0] * 4
+    assert rows["1 served, 1 asked"]["ratio"] == 1
+    assert all(row["per_s"] > 0 for row in rows.values())
+    assert 0 < rows["1 served, 1 asked"]["loaded_mb"] < rows["3 served, 3 asked"]["loaded_mb"]
+    assert len(side_by_side._table(rows)) == 5

@@ -286,7 +286,7 @@ async def test_a_replica_that_is_not_ready_says_why():
 async def test_a_replica_that_cannot_be_ready_does_not_start():
     captioner = FakeCaptioner()
     captioner.golden_error = CheckpointError("it says something else")
-    app = create_app(Settings(), captioner=captioner)
+    app = create_app(Settings(), captioners=[captioner])
     with pytest.raises(ray_serve.NotWell):
         async with ray_serve._until_ready(app.router.lifespan_context, app):
             pytest.fail("it was started")

@@ -316,3 +316,72 @@ def test_admin_keys_come_from_a_file_and_are_no_api_keys(other, folder, tmp_path
         assert service.client.get("/v1/models", headers=ADMIN).status_code == 401
         (settings,) = events(service, "settings")
         assert settings["admin_keys"] == ["**********"]
+
+
+# Several at once
+
+
+@pytest.mark.timeout(120)
+def test_under_load_a_canary_gets_its_share_until_one_call_ends_it(other, folder, tmp_path):
+    publish(other, folder)
+    settings = {"CHECKPOINTS": f"{folder}@1,{folder}@2", "CANARY": 0.25, "ADMIN_KEYS": "admin"}
+    with Process("", tmp_path, RESULT_CACHE_ENTRIES=9, **settings) as service:
+        service.wait_for("/readyz", 200)
+        before, after = asyncio.run(canary_under_load(service))
+        assert {status for status, _ in (*before, *after)} == {200}
+        assert [answer for _, answer in (*before, *after) if not is_consistent(answer)] == []
+        versions = [version_of(answer) for answer in before]
+        assert abs(versions.count("2") - len(before) / 4) <= 2 + CALLERS
+        assert {version_of(answer) for answer in after} == {"1"}
+        assert [each["share"] for each in told(service)["served"]] == [1, 0]
+        publish(other, folder, "3")
+        url = "/v1/admin/reload?model=tiny@2&version=3"
+        answer = service.client.post(url, headers=ADMIN, timeout=60)
+        assert answer.json()["model"] == {"name": "tiny", "version": "3"}
+        files = {"image": ("a.png", photo())}
+        for model, status in (("tiny@1", 200), ("tiny@2", 404), ("tiny@3", 200)):
+            answer = service.client.post("/v1/captions", params={"model": model}, files=files)
+            assert answer.status_code == status
+        assert len(events(service, "canary")) == 1
+
+
+async def canary_under_load(service):
+    """Give the answers before a call ends the canary, and those of requests after it."""
+    stop, before, after = asyncio.Event(), [], []
+    callers = [
+        asyncio.create_task(call_until(stop, service.url, number, before))
+        for number in range(CALLERS)
+    ]
+    await until(lambda: len(before) >= 80)
+    stop.set()
+    await asyncio.gather(*callers)
+    share = await asyncio.to_thread(
+        service.client.post, "/v1/admin/canary?share=0", headers=ADMIN, timeout=60
+    )
+    assert share.status_code == 200
+    stop.clear()
+    callers = [
+        asyncio.create_task(call_until(stop, service.url, number, after))
+        for number in range(CALLERS)
+    ]
+    await until(lambda: len(after) >= 40)
+    stop.set()
+    await asyncio.gather(*callers)
+    return before, after
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (spoil_weights, "weights.safetensors has sha256"),
+        (say_something_else, "the golden caption is"),
+        (shutil.rmtree, "no version 2"),
+    ],
+)
+def test_a_bad_second_checkpoint_ends_the_start_and_is_told(spoil, reason, other, folder, tmp_path):
+    spoil(publish(other, folder))
+    with Process("", tmp_path, CHECKPOINTS=f"{folder}/1,{folder}@2") as service:
+        assert service.process.wait(60) == 1
+        (event,) = events(service, "checkpoint_refused")
+    assert event["reason"].startswith("number 2 of CAPTION_CHECKPOINTS: ")
+    assert reason in event["reason"]

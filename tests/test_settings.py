@@ -40,6 +40,39 @@ def test_an_empty_variable_is_as_good_as_none(monkeypatch):
     assert read_settings().port == 8000
 
 
+def test_several_checkpoints_are_separated_by_commas_and_the_first_leads(monkeypatch):
+    monkeypatch.setenv("CAPTION_CHECKPOINTS", "store/a@4, /my photos/b,")
+    monkeypatch.setenv("CAPTION_CANARY", "0.05")
+    settings = read_settings()
+    assert settings.served_checkpoints == (Path("store/a@4"), Path("/my photos/b"))
+    assert settings.canary == 0.05
+
+
+def test_one_checkpoint_is_what_is_served():
+    assert Settings(checkpoint="a").served_checkpoints == (Path("a"),)
+    assert Settings(checkpoints="a").served_checkpoints == (Path("a"),)
+
+
+@pytest.mark.parametrize(
+    ("told", "reason"),
+    [
+        (
+            {"CHECKPOINT": "a", "CHECKPOINTS": "a,b"},
+            "set CAPTION_CHECKPOINT or CAPTION_CHECKPOINTS, not both",
+        ),
+        ({"CANARY": "0.05"}, "CAPTION_CANARY: expected two in CAPTION_CHECKPOINTS.*there are 0"),
+        ({"CANARY": "0", "CHECKPOINTS": "a,b,c"}, "expected two.*there are 3"),
+        ({"CANARY": "5%", "CHECKPOINTS": "a,b"}, "CAPTION_CANARY: "),
+        ({"CANARY": "1.5", "CHECKPOINTS": "a,b"}, "CAPTION_CANARY: "),
+    ],
+)
+def test_checkpoints_that_leave_a_doubt_are_refused(monkeypatch, told, reason):
+    for name, value in told.items():
+        monkeypatch.setenv(f"CAPTION_{name}", value)
+    with pytest.raises(SettingsError, match=reason):
+        read_settings()
+
+
 @pytest.mark.parametrize(
     "name", ["CAPTION_MAX_BATHC", "CAPTION_TORCH_THREADS", "CAPTION_LANE_PROCESSES"]
 )

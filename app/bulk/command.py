@@ -36,8 +36,9 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
 
 def _job(options: argparse.Namespace, settings: Settings) -> Job:
     checkpoint = CheckpointStore(settings).find().absolute()
+    there = {"checkpoint": checkpoint, "checkpoints": ()}  # a worker has another folder
     return Job(
-        settings.model_copy(update={"checkpoint": checkpoint}),  # a worker has another folder
+        settings.model_copy(update=there),
         absolute(options.output),
         options.format,
         options.n_best,

@@ -50,7 +50,7 @@ def versions(folder: Path) -> list[str]:
     except OSError:
         return []
     published = (name for name in names if _VERSION.fullmatch(name))
-    return sorted((name for name in published if _has_checkpoint(folder / name)), key=_age)
+    return sorted((name for name in published if _has_checkpoint(folder / name)), key=age)
 
 
 def fingerprint(directory: Path) -> Hashable:
@@ -60,6 +60,13 @@ def fingerprint(directory: Path) -> Hashable:
     """
     files = {str(path): _state(path) for path in sorted(directory.rglob("*"))}
     return os.path.realpath(directory), tuple(files.items())
+
+
+def age(version: str) -> tuple[list[str | int], str]:
+    """Order versions: numbers in them by their value, all else as text."""
+    parts: list[str | int] = list(_NUMBERS.split(version))
+    parts[1::2] = map(int, parts[1::2])
+    return parts, version
 
 
 def _place(named: Path, roots: Sequence[Path]) -> tuple[Path, str | None]:
@@ -91,13 +98,6 @@ def _of_version(folder: Path, version: str) -> Path:
 
 def _has_checkpoint(place: Path) -> bool:
     return (place / MANIFEST).is_file()
-
-
-def _age(version: str) -> tuple[list[str | int], str]:
-    """Order versions: numbers in them by their value, all else as text."""
-    parts: list[str | int] = list(_NUMBERS.split(version))
-    parts[1::2] = map(int, parts[1::2])
-    return parts, version
 
 
 def _state(path: Path) -> tuple[int, ...]:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from fastapi import Request
 
 from app.dialects.reading import NO_DATA
-from app.serving.reloading import name_of
+from app.serving.reloading import Served, name_of
+from app.web import routes
 from app.web.forms import CaptionRequest, Upload
 from app.web.problems import InvalidRequest
 from app.web.routes import app_state_of, caption_uploads, served_of
@@ -18,9 +19,21 @@ if TYPE_CHECKING:
     from app.captioner.presentation import Told
 
 NOTE_HEADER = "x-caption-note"
+MODEL_HEADER = "x-caption-model"
 TEXT_IGNORED = "Text is ignored: this service describes images and answers no questions."
 UNSURE = "not sure what this shows"
 NO_IMAGE = "Send an image: this service describes images and answers no questions."
+
+
+def choose(request: Request, asked: str | None) -> None:
+    """Choose who captions the images of a request: what is served as this, else as for nobody."""
+    found = named(request, asked)
+    routes.choose(request, asked if found else None)
+
+
+def named(request: Request, asked: str | None) -> Served | None:
+    """Give what is served as this; None where it is the name of another service's model."""
+    return app_state_of(request).service.checkpoints.find(asked) if asked else None
 
 
 async def candidates_of(
@@ -56,6 +69,11 @@ def _instead(told: "Told") -> "Caption":
 def checkpoint_name(request: Request) -> str:
     """Name what answers, as ``name:version``."""
     return name_of(served_of(request).captioner)
+
+
+def model_header(request: Request) -> dict[str, str]:
+    """Give the header that names what answered, for a dialect that has no place for it."""
+    return {MODEL_HEADER: checkpoint_name(request)}
 
 
 def max_images(request: Request) -> int:

@@ -31,10 +31,12 @@ routes = router()
 @routes.post("/hf/models/{name:path}")
 @routes.post("/models/{name:path}")
 async def describe(request: Request) -> Response:
-    """Answer ``POST /hf`` and ``POST /models/NAME``, whichever model is named: there is one."""
+    """Answer ``POST /hf`` and ``POST /models/NAME``, whichever model is named."""
     upload = await read(request, _read)
+    captioning.choose(request, request.path_params.get("name"))
     ((caption,),) = await captioning.candidates_of([upload], request)
-    return JSONResponse([{"generated_text": caption.text}])
+    headers = captioning.model_header(request)
+    return JSONResponse([{"generated_text": caption.text}], headers=headers)
 
 
 def _error(problem: Problem) -> dict[str, str]:

@@ -22,6 +22,7 @@ from app.dialects import captioning
 from app.dialects.dialect import Dialect, Problem, error_text, router
 from app.dialects.reading import Lenient, from_json, read, uploads
 from app.serving.health import Report
+from app.serving.reloading import Served
 from app.web.forms import Upload
 from app.web.problems import InvalidRequest, MalformedBody, TooManyImages
 from app.web.routes import app_state_of, manifest_of
@@ -196,8 +197,12 @@ def _probe(name: str, report: Report) -> Response:
 @routes.get("/v2/models/{name}/versions/{version}")
 async def tell_model(request: Request) -> Response:
     """Answer ``GET /v2/models/NAME``."""
-    name, version_ = _named(request)
-    about = {"name": name, "versions": [version_], "platform": "caption-service"}
+    asked = request.path_params
+    served = app_state_of(request).service.checkpoints.served
+    versions = [each.version for each in served if each.name == _named(request).name]
+    if "version" in asked:
+        versions = [asked["version"]]
+    about = {"name": asked["name"], "versions": versions, "platform": "caption-service"}
     return JSONResponse({**about, "inputs": [_INPUT], "outputs": list(_OUTPUTS.values())})
 
 
@@ -205,37 +210,43 @@ async def tell_model(request: Request) -> Response:
 @routes.get("/v2/models/{name}/versions/{version}/ready")
 async def tell_model_ready(request: Request) -> Response:
     """Answer ``GET /v2/models/NAME/ready``; admission has refused it where it is not."""
-    name, _ = _named(request)
-    return JSONResponse({"name": name, "ready": True})
+    return JSONResponse({"name": _named(request).name, "ready": True})
 
 
 @routes.post("/v2/models/{name}/infer")
 @routes.post("/v2/models/{name}/versions/{version}/infer")
 async def infer(request: Request) -> Response:
     """Answer ``POST /v2/models/NAME/infer``."""
-    name, version_ = _named(request)
+    _named(request)
     reader = partial(
         _read, json_bytes=_json_bytes(request), max_images=captioning.max_images(request)
     )
     asked = await read(request, reader)
+    captioning.choose(request, _asked_for(request))
     per_image = await captioning.candidates_of(asked.uploads, request)
-    head = {"model_name": name, "model_version": version_}
+    about = manifest_of(request)
+    head = {"model_name": about.name, "model_version": about.version}
     if asked.id is not None:
         head["id"] = asked.id
     return _answer(head, asked, [candidates[0] for candidates in per_image])
 
 
-def _named(request: Request) -> tuple[str, str]:
-    """Check the name and the version of a path against what is served.
+def _asked_for(request: Request) -> str:
+    """Give the name of a path, and the version if it has one."""
+    path: Mapping[str, str] = request.path_params
+    return "@".join(filter(None, (path["name"], path.get("version"))))
+
+
+def _named(request: Request) -> Served:
+    """Find the name and the version of a path among what is served.
 
     Raises:
         HTTPException: 404, nothing of that name is served.
     """
-    manifest = manifest_of(request)
-    asked = request.path_params
-    if asked["name"] != manifest.name or asked.get("version", manifest.version) != manifest.version:
+    served = captioning.named(request, _asked_for(request))
+    if served is None or served.name != request.path_params["name"]:
         raise HTTPException(404)
-    return manifest.name, manifest.version
+    return served
 
 
 def _answer(head: Mapping[str, Any], asked: _Asked, captions: "Sequence[Caption]") -> Response:

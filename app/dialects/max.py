@@ -22,6 +22,7 @@ routes = router()
 async def predict(request: Request) -> Response:
     """Answer ``POST /model/predict``, a form with one image."""
     asked = await forms.read(request, max_images=1)
+    captioning.choose(request, asked.options.model)
     beam_width = manifest_of(request).search.beam_width
     (candidates,) = await captioning.candidates_of(
         asked.uploads, request, n_best=min(_PREDICTIONS, beam_width)
@@ -30,7 +31,8 @@ async def predict(request: Request) -> Response:
         {"index": str(k), "caption": each.text, "probability": math.exp(each.log_prob)}
         for k, each in enumerate(candidates)
     ]
-    return JSONResponse({"status": "ok", "predictions": predictions})
+    headers = captioning.model_header(request)
+    return JSONResponse({"status": "ok", "predictions": predictions}, headers=headers)
 
 
 @routes.get("/model/metadata")

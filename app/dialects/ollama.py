@@ -6,6 +6,7 @@ Reference: https://github.com/ollama/ollama/blob/main/docs/api.md
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -20,11 +21,14 @@ from app.dialects import captioning, structured
 from app.dialects.captioning import NO_IMAGE
 from app.dialects.dialect import Dialect, Problem, error_text, router
 from app.dialects.reading import Lenient, Place, from_json, last_images, read, uploads
+from app.serving.reloading import name_of
 from app.web.forms import Upload
-from app.web.routes import manifest_of
+from app.web.problems import RequestError
+from app.web.routes import app_state_of, served_of
 
 if TYPE_CHECKING:
     from app.captioner.captions import Caption
+    from app.serving.captioner import Captioner
 
 _NEVER = "1970-01-01T00:00:00Z"  # a checkpoint does not say when it was made
 
@@ -32,6 +36,7 @@ Format = dict[str, Any] | Literal["json", ""] | None
 
 
 class _Generate(Lenient):
+    model: Any = None
     prompt: str | None = None
     images: list[str] | None = None
     format: Format = None
@@ -45,9 +50,15 @@ class _Message(Lenient):
 
 
 class _Chat(Lenient):
+    model: Any = None
     messages: list[_Message] = Field(default=[])
     format: Format = None
     stream: bool | None = None
+
+
+class _Show(Lenient):
+    model: Any = None
+    name: Any = None
 
 
 @dataclass(frozen=True)
@@ -55,12 +66,14 @@ class _Asked:
     """A request of either route.
 
     Attributes:
+        model: What is asked; anything.
         uploads: The images of the last turn that has any.
         has_text: Whether there was text too.
         format: A schema, or ``json``, or nothing for text.
         stream: Whether the answer comes in pieces, as it does unless told otherwise.
     """
 
+    model: str
     uploads: tuple[Upload, ...]
     has_text: bool
     format: Format
@@ -88,7 +101,18 @@ def _asked(
     *,
     has_text: bool,
 ) -> _Asked:
-    return _Asked(uploads(images, max_images), has_text, asked.format, asked.stream is not False)
+    return _Asked(
+        _untagged(asked.model),
+        uploads(images, max_images),
+        has_text,
+        asked.format,
+        asked.stream is not False,
+    )
+
+
+def _untagged(model: object) -> str:
+    """Take away the tag that Ollama's programs give a name without one."""
+    return str(model or "").removesuffix(":latest")
 
 
 def _last_images(messages: Sequence[_Message]) -> list[tuple[Place, str]]:
@@ -127,6 +151,7 @@ async def _answer(
 ) -> Response:
     began_ns = time.perf_counter_ns()
     asked = await read(request, partial(reader, max_images=captioning.max_images(request)))
+    captioning.choose(request, asked.model)
     per_image = await captioning.candidates_of(asked.uploads, request)
     captions = [candidates[0] for candidates in per_image]
     head = {
@@ -171,20 +196,22 @@ def _end(asked: _Asked, captions: "Sequence[Caption]", duration_ns: int) -> dict
 @routes.get("/api/tags")
 async def list_models(request: Request) -> Response:
     """Answer ``GET /api/tags``."""
-    return JSONResponse({"models": [_model(request)]})
+    return JSONResponse({"models": _models(request)})
 
 
 @routes.get("/api/ps")
 async def list_loaded(request: Request) -> Response:
     """Answer ``GET /api/ps``: what is served is loaded."""
-    return JSONResponse({"models": [{**_model(request), "size_vram": 0}]})
+    return JSONResponse({"models": [{**each, "size_vram": 0} for each in _models(request)]})
 
 
 @routes.post("/api/show")
 async def show(request: Request) -> Response:
-    """Answer ``POST /api/show``, whichever model is named: there is one."""
-    name = captioning.checkpoint_name(request)
-    about = manifest_of(request).public()
+    """Answer ``POST /api/show``: of the model that is named, else of the first."""
+    asked = await read(request, _read_show)
+    served = captioning.named(request, asked) or served_of(request)
+    name = name_of(served.captioner)
+    about = served.captioner.manifest.public()
     return JSONResponse(
         {
             "modelfile": f"FROM {name}",
@@ -214,15 +241,26 @@ _DETAILS = {
 }
 
 
-def _model(request: Request) -> dict[str, Any]:
-    name = captioning.checkpoint_name(request)
-    about = manifest_of(request).public()
+def _read_show(body: bytes) -> str:
+    """Give the model that is named; nothing where the body is not as it should be."""
+    with suppress(RequestError):
+        asked = from_json(_Show, body)
+        return _untagged(asked.model or asked.name)
+    return ""
+
+
+def _models(request: Request) -> list[dict[str, Any]]:
+    return [_model(each.captioner) for each in app_state_of(request).service.checkpoints.served]
+
+
+def _model(captioner: "Captioner") -> dict[str, Any]:
+    name = name_of(captioner)
     return {
         "name": name,
         "model": name,
         "modified_at": _NEVER,
         "size": 0,
-        "digest": about["sha256"],
+        "digest": captioner.manifest.public()["sha256"],
         "details": _DETAILS,
     }
 

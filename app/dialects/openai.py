@@ -19,6 +19,7 @@ from app.dialects import captioning, structured
 from app.dialects.captioning import NO_IMAGE, TEXT_IGNORED
 from app.dialects.dialect import Dialect, Problem, error_text, router
 from app.dialects.reading import Lenient, Place, from_json, last_images, read, uploads
+from app.serving.reloading import name_of
 from app.web.forms import Upload
 from app.web.problems import InvalidRequest
 from app.web.schemas import ListedCheckpoint
@@ -65,6 +66,7 @@ class _StreamOptions(Lenient):
 
 
 class _Chat(Lenient):
+    model: Any = None
     messages: list[_Message] = Field(min_length=1)
     n: int | None = Field(None, ge=1)
     stream: bool | None = None
@@ -77,6 +79,7 @@ class _Text(Lenient):
 
 
 class _Respond(Lenient):
+    model: Any = None
     input: str | list[_Message]
     text: _Text | None = None
     stream: bool | None = None
@@ -87,6 +90,7 @@ class _Asked:
     """A request of either route.
 
     Attributes:
+        model: What is asked; anything.
         uploads: The images of the last turn that has any.
         has_text: Whether there was text too.
         n: How many answers.
@@ -96,6 +100,7 @@ class _Asked:
         stream_usage: Whether the usage comes in a piece of its own.
     """
 
+    model: str
     uploads: tuple[Upload, ...]
     has_text: bool
     n: int = 1
@@ -109,6 +114,7 @@ def _read_chat(body: bytes, *, max_images: int) -> _Asked:
     chat = from_json(_Chat, body)
     about = chat.response_format or _ChatFormat()
     return _Asked(
+        str(chat.model or ""),
         uploads(_last_images(chat.messages, "messages"), max_images),
         has_text=_has_text(chat.messages),
         n=chat.n or 1,
@@ -127,6 +133,7 @@ def _read_respond(body: bytes, *, max_images: int) -> _Asked:
     messages = asked.input if isinstance(asked.input, list) else [_Message(content=asked.input)]
     about = (asked.text.format if asked.text else None) or _ResponseFormat()
     return _Asked(
+        str(asked.model or ""),
         uploads(_last_images(messages, "input"), max_images),
         has_text=_has_text(messages),
         format=about.type,
@@ -172,6 +179,7 @@ class _Answer:
 
 
 async def _answered(asked: _Asked, request: Request) -> _Answer:
+    captioning.choose(request, asked.model)
     per_image = await captioning.candidates_of(asked.uploads, request, n_best=asked.n)
     if not per_image:
         return _Answer([_said((), asked)] * asked.n, 0)
@@ -281,10 +289,10 @@ async def respond(request: Request) -> Response:
 @routes.get("/v1/models/{name}")
 async def show_model(request: Request) -> Response:
     """Answer ``GET /v1/models/NAME``; the list is a route of our own."""
-    name = captioning.checkpoint_name(request)
-    if request.path_params["name"] != name:
+    served = captioning.named(request, request.path_params["name"])
+    if served is None:
         raise HTTPException(404)
-    return JSONResponse(ListedCheckpoint(id=name).model_dump())
+    return JSONResponse(ListedCheckpoint(id=name_of(served.captioner)).model_dump())
 
 
 def _error(problem: Problem) -> dict[str, Any]:

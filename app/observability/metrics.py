@@ -5,13 +5,14 @@ A label is a route, never a path.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.metrics_core import CounterMetricFamily, Metric
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 30)
+_PROBABILITIES = tuple(tenth / 10 for tenth in range(1, 11))
 _IMAGES = (1, 2, 4, 8, 16, 32, 64)
 
 
@@ -19,7 +20,7 @@ class Metrics:
     """The metrics of one app, on a registry of its own."""
 
     def __init__(self) -> None:
-        self._served = ""  # until a checkpoint is
+        self._first = ""  # until a checkpoint is
         self.registry = CollectorRegistry()
         self._count_requests()
         self._time_requests()
@@ -43,9 +44,13 @@ class Metrics:
             ["outcome", "checkpoint"], registry=registry,
         )  # fmt: skip
         self.withheld = Counter(
-            "caption_withheld", "Captions not told, by reason.", ["reason"], registry=registry
-        )
-        self.withheld.labels("low_confidence")
+            "caption_withheld", "Captions not told, by reason, and checkpoint.",
+            ["reason", "checkpoint"], registry=registry,
+        )  # fmt: skip
+        self.confidence = Histogram(
+            "caption_confidence", "Of the best caption of an image, where it is known.",
+            ["checkpoint"], buckets=_PROBABILITIES, registry=registry,
+        )  # fmt: skip
         self.cancellations = Counter(
             "caption_cancelled", "Images nobody waited for any more, by stage.",
             ["stage"], registry=registry,
@@ -59,7 +64,7 @@ class Metrics:
         registry = self.registry
         self.request_duration = Histogram(
             "caption_request_duration_seconds", "From the headers to the end of the answer.",
-            ["route"], buckets=_SECONDS, registry=registry,
+            ["route", "checkpoint"], buckets=_SECONDS, registry=registry,
         )  # fmt: skip
         self.decode_duration = Histogram(
             "caption_decode_duration_seconds", "Bytes to a fitted image, thread wait included.",
@@ -71,7 +76,7 @@ class Metrics:
         )  # fmt: skip
         self.inference_duration = Histogram(
             "caption_inference_duration_seconds", "A batch through encode and search.",
-            ["stage"], buckets=_SECONDS, registry=registry,
+            ["stage", "checkpoint"], buckets=_SECONDS, registry=registry,
         )  # fmt: skip
 
     def _count_batches(self) -> None:
@@ -122,7 +127,14 @@ class Metrics:
             buckets=_SECONDS, registry=registry,
         )  # fmt: skip
         self.ready = Gauge("caption_ready", "1 when /readyz says 200.", registry=registry)
-        self.checkpoint = Info("caption_checkpoint", "The checkpoint served.", registry=registry)
+        self.checkpoint = Gauge(
+            "caption_checkpoint_info", "The checkpoints served.",
+            ["name", "version", "sha256"], registry=registry,
+        )  # fmt: skip
+        self.canary_share = Gauge(
+            "caption_canary_share", "Of requests that ask for no checkpoint: the last one's.",
+            registry=registry,
+        )  # fmt: skip
         self.reloads = Counter(
             "caption_reloads", "Looks for another checkpoint: served, unchanged or refused.",
             ["outcome"], registry=registry,
@@ -134,18 +146,33 @@ class Metrics:
         """Tell what the log has lost; it is the process's own, and older than these metrics."""
         self.registry.register(_Dropped(dropped_lines))
 
-    def serve(self, identity: Mapping[str, str]) -> None:
-        """Take note of the checkpoint that answers from now on: its name, version and sha256."""
-        self.checkpoint.info(dict(identity))
-        self._served = f"{identity['name']}:{identity['version']}"
+    def serve(self, identities: Sequence[Mapping[str, str]]) -> None:
+        """Take note of what is served from now on: name, version and sha256; the first leads."""
+        self.checkpoint.clear()
+        for identity in identities:
+            self.checkpoint.labels(**identity).set(1)
+            self.withheld.labels("low_confidence", f"{identity['name']}:{identity['version']}")
+        self._first = f"{identities[0]['name']}:{identities[0]['version']}"
 
-    def answered(self, route: str, outcome: str, checkpoint: str = "") -> None:
-        """Take note of an answer, by the checkpoint that captioned; else by the one served now."""
-        self.requests.labels(route, outcome, checkpoint or self._served).inc()
+    def answered(
+        self, route: str, outcome: str, checkpoint: str = "", duration_s: float | None = None
+    ) -> None:
+        """Take note of an answer, by the checkpoint that captioned; else by the first one."""
+        checkpoint = checkpoint or self._first
+        self.requests.labels(route, outcome, checkpoint).inc()
+        if duration_s is not None:
+            self.request_duration.labels(route, checkpoint).observe(duration_s)
 
     def captioned(self, outcome: str, checkpoint: str) -> None:
         """Take note of what became of an image."""
         self.images.labels(outcome, checkpoint).inc()
+
+    def told(self, confidence: float | None, withheld: str | None, checkpoint: str) -> None:
+        """Take note of how sure a caption is, and why it is withheld if it is."""
+        if confidence is not None:
+            self.confidence.labels(checkpoint).observe(confidence)
+        if withheld:
+            self.withheld.labels(withheld, checkpoint).inc()
 
     def dispatched(self, waits_s: Sequence[float], reason: str) -> None:
         """Take note of a batch that leaves the queue."""
@@ -154,10 +181,10 @@ class Metrics:
         for wait_s in waits_s:
             self.queue_wait.observe(wait_s)
 
-    def computed(self, stage: str, duration_s: float, images: int) -> None:
+    def computed(self, stage: str, duration_s: float, images: int, checkpoint: str) -> None:
         """Take note of a stage of a batch: ``encode``, ``search``, or ``decode`` of its images."""
         if stage != "decode":
-            self.inference_duration.labels(stage).observe(duration_s)
+            self.inference_duration.labels(stage, checkpoint).observe(duration_s)
             return
         for _ in range(images):
             self.decode_duration.observe(duration_s)

@@ -89,9 +89,8 @@ class RequestLog:
         return self._tracing.begin(scope, None if route == _UNMATCHED else route)
 
     def _note(self, request: "_Request", route: str) -> None:
-        checkpoint = str(request.notes.get("checkpoint", ""))
-        self._metrics.answered(route, request.outcome, checkpoint)
-        self._metrics.request_duration.labels(route).observe(request.duration_s())
+        captioned_by = str(request.notes.get("checkpoint", ""))
+        self._metrics.answered(route, request.outcome, captioned_by, request.duration_s())
         level = logging.DEBUG if route in _QUIET_ROUTES else logging.INFO
         more = request.about(path=route == _UNMATCHED)
         structlog.get_logger().log(level, "request", route=route, **more, **request.summary())

@@ -3,7 +3,7 @@
 Knows asyncio, not images, torch or HTTP. Each batch that may run at the same time has a worker, a
 task. A free worker takes its share of what waits at once, unless more items are expected any
 moment: see `batch_size` and `expected_arrivals`. Where callers contend they take turns, and leave
-each other room.
+each other room. A batch has items of one kind alone.
 """
 
 import asyncio
@@ -139,6 +139,7 @@ class MicroBatcher(Generic[In, Out]):
         max_queue: Most items that wait.
         max_queue_bytes: Most bytes that wait, as ``weigh`` tells.
         weigh: Gives the bytes of an item.
+        kind: Gives the kind of an item; a batch has items of one kind alone.
         watcher: Told about dispatches and callers who left.
         on_crash: Called when a worker itself dies, which is a bug; everything that waited has
             failed by then.
@@ -152,6 +153,7 @@ class MicroBatcher(Generic[In, Out]):
         max_queue: int,
         max_queue_bytes: float = math.inf,
         weigh: Callable[[In], int] = lambda _: 0,
+        kind: Callable[[In], Hashable] = lambda _: None,
         watcher: Watcher | None = None,
         on_crash: Callable[[BaseException], None] = lambda _: None,
     ) -> None:
@@ -161,6 +163,7 @@ class MicroBatcher(Generic[In, Out]):
         self._min_concurrent_batch = 1
         self._max_queue_bytes = max_queue_bytes
         self._weigh = weigh
+        self._kind = kind
         self._watcher = watcher
         self._on_crash = on_crash
         self._queue: FairQueue[_Item[In, Out]] = FairQueue()
@@ -343,11 +346,22 @@ class MicroBatcher(Generic[In, Out]):
         most_of_flow = _FEW if takes_last else math.inf  # somebody else may come any moment
         rounds = Rounds(self._queue, held_back, self._contended, most_of_flow)
         batch: list[_Item[In, Out]] = []
-        while len(batch) < most and (item := self._queue.pop(rounds.may)):
+
+        def may(path: Path) -> bool:
+            return rounds.may(path) and (not batch or self._goes_with(batch[0], path))
+
+        while len(batch) < most and (item := self._queue.pop(may)):
             rounds.took(item.flow)
             self._queue_bytes -= self._weigh(item.value)
             batch += _live([item])
         return batch
+
+    def _goes_with(self, item: _Item[In, Out], path: Path) -> bool:
+        """Say whether what a flow would give is of the same kind; of flows inside it, any."""
+        if len(path) < len(item.flow):
+            return True
+        first = next(iter(self._queue.of(path)))
+        return self._kind(first.value) == self._kind(item.value)
 
     def _held_back(self) -> set[Path]:
         """Give the flows that wait and have to leave the next worker to others."""

@@ -1,4 +1,4 @@
-"""The checkpoint that is served, and how another takes its place while captions are made.
+"""A checkpoint that is served, and how another takes its place while captions are made.
 
 The other one is loaded beside it. Once it has said its golden caption, requests that begin are
 captioned with it, and what is under way ends with the old one. One that cannot be trusted changes
@@ -9,8 +9,9 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Hashable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -24,6 +25,7 @@ log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
 By = Literal["signal", "admin", "watch"]
 Outcome = Literal["served", "unchanged"]
+_NUMBERS = count()
 _NO_MEMORY = "no memory for it beside the one that is served: restart the service with it"
 
 
@@ -61,11 +63,21 @@ class Served:
 
     Attributes:
         captioner: Reads and captions their images.
-        number: How many were served before it.
+        number: No other has it.
     """
 
     captioner: Captioner
-    number: int
+    number: int = field(default_factory=_NUMBERS.__next__)
+
+    @property
+    def name(self) -> str:
+        """Its name without the version."""
+        return self.captioner.manifest.name
+
+    @property
+    def version(self) -> str:
+        """Its version."""
+        return self.captioner.manifest.version
 
 
 class Refusal(NamedTuple):
@@ -90,20 +102,31 @@ class Reload(NamedTuple):
 
 
 class Reloads:
-    """Serves what the store has, one change at a time.
+    """Serves what a store has, one change at a time.
 
     Args:
         store: Where checkpoints come from.
-        prepare: Loads one, warms it up and lets it say its golden caption.
-        metrics: Told what is served, and of each change.
+        prepare: Gives the captioner of a directory of the store, once it was warmed up and has
+            said its golden caption.
+        metrics: Told of each change.
+        admit: Raises CheckpointError for a captioner that must not be served here.
+        on_served: Called when another one is.
     """
 
     def __init__(
-        self, store: Store, prepare: Callable[[Path], Awaitable[Captioner]], metrics: Metrics
+        self,
+        store: Store,
+        prepare: Callable[[Store, Path], Awaitable[Captioner]],
+        metrics: Metrics,
+        *,
+        admit: Callable[["Reloads", Captioner], None],
+        on_served: Callable[[], None],
     ) -> None:
-        self._store = store
+        self.store = store
         self._prepare = prepare
         self._metrics = metrics
+        self._admit = admit
+        self._on_served = on_served
         self._served: Served | None = None
         self._found: Found | None = None
         self._newest: Found | None = None  # what the store had when it was last served or refused
@@ -111,6 +134,11 @@ class Reloads:
         self._turn = asyncio.Lock()
         self._tasks: set[asyncio.Task[Any]] = set()
         self.refusal: Refusal | None = None
+
+    @property
+    def has_served(self) -> bool:
+        """Whether there is one by now."""
+        return self._served is not None
 
     @property
     def served(self) -> Served:
@@ -131,13 +159,17 @@ class Reloads:
             raise CheckpointError(f"the checkpoint cannot be looked at: {error}") from None
 
     def serve(self, captioner: Captioner, found: Found) -> None:
-        """Let requests that begin be captioned with this one."""
-        number = 0 if self._served is None else self._served.number + 1
-        self._served = Served(captioner, number)
+        """Let requests that begin be captioned with this one.
+
+        Raises:
+            CheckpointError: It must not be served here.
+        """
+        self._admit(self, captioner)
+        self._served = Served(captioner)
         self._found = found
         self._newest = self._newest or found
         self.refusal = None
-        self._metrics.serve(identity(captioner))
+        self._on_served()
         self._first.set()
 
     async def reload(self, by: By, version: str | None = None) -> Reload:
@@ -175,8 +207,8 @@ class Reloads:
         return task
 
     def _look(self, version: str | None) -> Found:
-        directory = self._store.find(version)
-        return Found(directory, self._store.fingerprint(directory))
+        directory = self.store.find(version)
+        return Found(directory, self.store.fingerprint(directory))
 
     async def _reload(self, by: By, version: str | None) -> Reload:
         await self._first.wait()
@@ -203,7 +235,7 @@ class Reloads:
 
     async def _prepared(self, directory: Path) -> Captioner:
         try:
-            return await self._prepare(directory)
+            return await self._prepare(self.store, directory)
         except CheckpointError:
             raise
         except (OutOfMemory, MemoryError):

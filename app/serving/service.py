@@ -42,9 +42,10 @@ from app.serving.batching import (
     OverShare,
     StillWaiting,
 )
+from app.serving.checkpoints import Checkpoints
 from app.serving.decode_turns import COSTLY_S, Turn, Turns
 from app.serving.health import Health
-from app.serving.reloading import Reloads, Served, Store, identity
+from app.serving.reloading import Found, Served, Store, identity, name_of
 from app.serving.result_cache import ResultCache
 from app.settings import MOST_WORKERS, Settings
 
@@ -84,10 +85,10 @@ def _nobody(stage: str, began_s: float, ended_s: float) -> None:
 
 
 class CaptionService:
-    """Captions uploads with the checkpoint that is served, see `reloading`.
+    """Captions uploads with the checkpoints that are served.
 
     Args:
-        store: Where checkpoints come from.
+        stores: Where they come from, one for each; at least one.
         settings: Limits, threads and timeouts.
         health: Told about each step of the life of the service.
         metrics: Told about each step of an upload.
@@ -97,18 +98,17 @@ class CaptionService:
 
     def __init__(
         self,
-        store: Store,
+        stores: Sequence[Store],
         *,
         settings: Settings,
         health: Health,
         metrics: Metrics,
         decoders: "DecodeProcesses | None" = None,
     ) -> None:
-        self._store = store
         self._settings = settings
         self._health = health
         self._metrics = metrics
-        self.reloads = Reloads(store, self._prepared, metrics)
+        self.checkpoints = Checkpoints(stores, self._prepared, metrics, settings.canary)
         self._held = 0
         self._held_by: Counter[int | None] = Counter()
         self._decoders = decoders
@@ -129,6 +129,7 @@ class CaptionService:
             max_queue=settings.max_queue,
             max_queue_bytes=settings.max_queue_bytes,
             weigh=lambda image: image.content.nbytes,
+            kind=lambda image: id(image.captioner),
             watcher=metrics,
             on_crash=self._batcher_crashed,
         )
@@ -138,8 +139,8 @@ class CaptionService:
 
     @property
     def served(self) -> Served:
-        """What takes requests; there is one whenever the health lets work in."""
-        return self.reloads.served
+        """What captions unless another is asked; there is one when the health lets work in."""
+        return self.checkpoints.first
 
     @property
     def depth(self) -> int:
@@ -206,7 +207,8 @@ class CaptionService:
             on_stage: Told when ``decode``, ``queue``, ``encode`` and ``search`` began and ended, or
                 ``cache`` alone where the result cache spared them.
             flow: Who it is for. What several wait for belongs to who asked first.
-            served: Captions it, though another may take requests by now; the present one if None.
+            served: Captions it, though another may have taken its place by now; the first one if
+                None.
 
         Returns:
             The candidates, best first.
@@ -366,24 +368,12 @@ class CaptionService:
     def _forward(
         self, images: list[_Image], still_waiting: StillWaiting
     ) -> "Sequence[_Captioned | ImageError]":
-        """Caption a batch; one that was queued while captioners changed goes through each."""
-        captioners = dict.fromkeys(image.captioner for image in images)
-        if len(captioners) == 1:
-            return self._captioned(images, still_waiting)
-        answers: dict[int, _Captioned | ImageError] = {}
-        for captioner in captioners:
-            own = [n for n, image in enumerate(images) if image.captioner is captioner]
-            found = self._captioned([images[n] for n in own], _among(still_waiting, own))
-            answers |= zip(own, found, strict=True)
-        return [answers[n] for n in range(len(images))]
-
-    def _captioned(
-        self, images: list[_Image], still_waiting: StillWaiting
-    ) -> "Sequence[_Captioned | ImageError]":
-        """Caption images of one captioner."""
-        result = images[0].captioner.caption([image.content for image in images], still_waiting)
+        """Caption a batch, all of which has one captioner."""
+        captioner = images[0].captioner
+        result = captioner.caption([image.content for image in images], still_waiting)
         for stage in result.stages:
-            self._metrics.computed(stage.name, stage.ended_s - stage.began_s, len(images))
+            seconds = stage.ended_s - stage.began_s
+            self._metrics.computed(stage.name, seconds, len(images), name_of(captioner))
         return [
             result.refused.get(n) or _Captioned(candidates, result.stages)
             for n, candidates in enumerate(result.captions)
@@ -412,7 +402,7 @@ class CaptionService:
         """Answer what waits, then let go of the threads. Bounded by ``drain_timeout_s``."""
         self._health.refuse()
         await self._stop(self._starting)
-        await self.reloads.close()
+        await self.checkpoints.close()
         loop = asyncio.get_running_loop()
         timeout_s = self._settings.drain_timeout_s if self._health.livez().ok else 0.0
         ends_s = loop.time() + timeout_s
@@ -439,14 +429,16 @@ class CaptionService:
         started_s = time.perf_counter()
         if self._decoders is not None:
             self._decoders.start()  # they import while the checkpoint is loaded
-        found = await self.reloads.find()
-        captioner = await self._in_inference_thread(partial(self._store.load, found.directory))
+        loaded = [await self._loaded(number) for number in range(len(self.checkpoints.places))]
         self._health.warming()
-        await self._in_inference_thread(partial(captioner.warm_up, self._batch_sizes()))
+        for captioner, _ in loaded:
+            await self._in_inference_thread(partial(captioner.warm_up, self._batch_sizes()))
         self._decoders = await self._decoders_at_work()
-        await self._in_inference_thread(partial(self._check_golden, captioner))
-        self.reloads.serve(captioner, found)
-        engine = captioner.engine
+        for number, (captioner, found) in enumerate(loaded):
+            with self._telling(number):
+                await self._in_inference_thread(partial(self._check_golden, captioner))
+                self.checkpoints.places[number].serve(captioner, found)
+        engine = self.served.captioner.engine
         half = max(1, self._settings.max_batch // 2)
         self._batcher.start(
             engine.max_concurrent_batches,
@@ -455,16 +447,39 @@ class CaptionService:
         # What is here now stays: a full collection that walks all of it would hold up every thread.
         gc.freeze()
         self._health.ready()
-        log.info("ready", seconds=round(time.perf_counter() - started_s, 2), **identity(captioner))
+        self._tell_ready(time.perf_counter() - started_s)
         if self._settings.watch:
-            self.reloads.watch(self._settings.watch)
+            self.checkpoints.watch(self._settings.watch)
 
-    async def _prepared(self, directory: Path) -> "Captioner":
+    def _tell_ready(self, seconds: float) -> None:
+        first, *others = (served.captioner for served in self.checkpoints.served)
+        more = {"others": [name_of(captioner) for captioner in others]} if others else {}
+        log.info("ready", seconds=round(seconds, 2), **identity(first), **more)
+
+    async def _loaded(self, number: int) -> "tuple[Captioner, Found]":
+        place = self.checkpoints.places[number]
+        with self._telling(number):
+            found = await place.find()
+            load = partial(place.store.load, found.directory)
+            return await self._in_inference_thread(load), found
+
+    @contextmanager
+    def _telling(self, number: int) -> Iterator[None]:
+        """Say which checkpoint cannot be served, where there are several."""
+        try:
+            yield
+        except CheckpointError as error:
+            if len(self.checkpoints.places) == 1:
+                raise
+            told = f"number {number + 1} of CAPTION_CHECKPOINTS: {error}"
+            raise CheckpointError(told) from None
+
+    async def _prepared(self, store: Store, directory: Path) -> "Captioner":
         """Make a captioner ready to serve while another one serves."""
-        return await self._in_thread(self._loading, partial(self._prepare, directory))
+        return await self._in_thread(self._loading, partial(self._prepare, store, directory))
 
-    def _prepare(self, directory: Path) -> "Captioner":
-        captioner = self._store.load(directory, beside=True)
+    def _prepare(self, store: Store, directory: Path) -> "Captioner":
+        captioner = store.load(directory, beside=True)
         captioner.warm_up(self._batch_sizes())
         self._check_golden(captioner)
         return captioner
@@ -509,11 +524,6 @@ class CaptionService:
     def _batcher_crashed(self, error: BaseException) -> None:
         log.error("batcher_crashed", exc_info=error)
         self._health.fail("batcher_crashed")
-
-
-def _among(still_waiting: StillWaiting, numbers: Sequence[int]) -> StillWaiting:
-    """Ask for the k-th of some images of a batch."""
-    return lambda k: still_waiting(numbers[k])
 
 
 async def _sha256(data: bytes) -> bytes:

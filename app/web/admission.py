@@ -42,7 +42,7 @@ OPEN_PATHS = frozenset(
 )
 
 
-ADMIN_PATHS = frozenset({"/v1/admin/reload"})
+ADMIN_PATHS = frozenset({"/v1/admin/reload", "/v1/admin/canary"})
 """These have keys of their own, and no limits: who heals a service that is full must get in."""
 
 

@@ -5,6 +5,7 @@ Exception                                 status  code
 │   ├── MalformedRequest                     400  malformed_request
 │   ├── MalformedBody                        400  malformed_body
 │   ├── Unauthorized                         401  unauthorized
+│   ├── ModelNotFound                        404  model_not_found
 │   ├── SlowBody                             408  slow_body
 │   ├── BodyTooLarge                         413  body_too_large
 │   ├── EncodedBody                          415  unsupported_encoding
@@ -85,6 +86,14 @@ class MalformedBody(RequestError):
 
 class Unauthorized(RequestError):
     """No key, or not one of ours."""
+
+
+class ModelNotFound(RequestError):
+    """No checkpoint that is served is called so; ``served`` names those that are."""
+
+    def __init__(self, asked: str, served: Sequence[str]) -> None:
+        names = ", ".join(served[:_MOST_ERRORS])
+        super().__init__(f"{echo.field(asked)} is not served: choose one of {names}")
 
 
 class SlowBody(RequestError):
@@ -188,6 +197,9 @@ PROBLEM_TYPES: dict[type[Exception], ProblemType] = {
     ),
     Unauthorized: ProblemType(
         401, "unauthorized", "Unauthorized", "Send a key as Authorization: Bearer or X-API-Key."
+    ),
+    ModelNotFound: ProblemType(
+        404, "model_not_found", "Model not found", "Choose one that GET /v1/models lists."
     ),
     SlowBody: ProblemType(408, "slow_body", "Slow body", "The body did not arrive in time."),
     BodyTooLarge: ProblemType(
@@ -316,7 +328,7 @@ def _detail(error: Exception, problem_type: ProblemType) -> str:
     if isinstance(error, InvalidRequest) and error.errors:
         first = error.errors[0]
         return ": ".join(filter(None, (first["field"], first["message"])))
-    if isinstance(error, CheckpointError):  # one line for an administrator, cut where it was made
+    if isinstance(error, CheckpointError | ModelNotFound):  # one line, cut where it was made
         return str(error)
     if isinstance(error, _SELF_EXPLAINING) and str(error):
         return echo.message(str(error))

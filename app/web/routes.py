@@ -1,9 +1,12 @@
 """The routes: a request in, captions or a problem out."""
 
 import asyncio
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import structlog
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
@@ -17,18 +20,21 @@ from app.captioner.presentation import told
 from app.observability.metrics import Metrics
 from app.serving.batching import Closed, DeadlineExceeded, Flow, Overloaded
 from app.serving.health import Health, NotReady, Report
-from app.serving.reloading import Served, name_of
+from app.serving.reloading import Refusal, Reloads, Served, name_of
 from app.serving.service import CaptionService, OnStage
 from app.settings import Settings
 from app.web import answers, forms, problems
 from app.web.fetching import Fetcher
 from app.web.forms import CaptionRequest, Upload
-from app.web.problems import InvalidRequest
+from app.web.problems import InvalidRequest, ModelNotFound
 from app.web.schemas import (
+    MODEL,
     PARAMETERS,
     REQUEST_BODY,
     SECURITY,
+    SHARE,
     VERSION,
+    CanaryShare,
     CaptionResponse,
     CheckpointList,
     CheckpointName,
@@ -37,12 +43,16 @@ from app.web.schemas import (
     Options,
     RefusedCheckpoint,
     Reloaded,
+    ServedCheckpoint,
 )
 
 if TYPE_CHECKING:
     from app.captioner.captions import Candidates
     from app.serving.captioner import Manifest
     from app.web.answers import Outcome
+
+
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
 
 class Direct(APIRoute):
@@ -72,7 +82,8 @@ router = APIRouter(
 
 _WHOLE_REQUEST = (Overloaded, NotReady, Closed, DeadlineExceeded)  # not the fault of one image
 _CAPTION_PROBLEMS = (
-    "malformed_request", "head_too_large", "malformed_body", "unauthorized", "slow_body",
+    "malformed_request", "head_too_large", "malformed_body", "unauthorized", "model_not_found",
+    "slow_body",
     "body_too_large", "too_many_pixels",
     "unsupported_encoding", "unsupported_media_type", "unsupported_image", "undecodable_image",
     "too_costly", "too_many_images", "invalid_request", "fetch_failed", "too_many_requests",
@@ -97,12 +108,27 @@ def app_state_of(request: Request) -> AppState:
     return app_state
 
 
+def choose(request: Request, asked: str | None) -> None:
+    """Choose who captions the images of a request, whatever takes its place meanwhile.
+
+    Raises:
+        ModelNotFound: Nothing that is served is called so.
+    """
+    checkpoints = app_state_of(request).service.checkpoints
+    served = checkpoints.choose(asked)
+    if served is None:
+        raise ModelNotFound(asked or "", _names(checkpoints.served))
+    request.scope["state"]["served"] = served
+
+
 def served_of(request: Request) -> Served:
-    """Give who captions the images of a request: what was served when this was first asked."""
-    served: Served = request.scope["state"].setdefault(
-        "served", app_state_of(request).service.served
-    )
-    return served
+    """Give who captions the images of a request: what was chosen, else the first."""
+    served: Served | None = request.scope["state"].get("served")
+    return served or app_state_of(request).service.served
+
+
+def _names(served: Sequence[Served]) -> list[str]:
+    return [f"{each.name}@{each.version}" for each in served]
 
 
 def manifest_of(request: Request) -> "Manifest":
@@ -126,6 +152,7 @@ async def caption_images(request: Request) -> Response:
     app_state = app_state_of(request)
     may_fetch = app_state.fetcher.is_on
     asked = await forms.read(request, app_state.settings.max_images, may_fetch=may_fetch)
+    choose(request, asked.options.model)
     asked, outcomes = await caption_uploads(asked, request)
     model = manifest_of(request)
     return await answers.as_json(asked, outcomes, request.state.request_id, model)
@@ -218,8 +245,8 @@ def _count(outcomes: "list[Outcome]", metrics: Metrics, checkpoint: str) -> None
     for outcome in outcomes:
         code = problems.problem_type_of(outcome).code if isinstance(outcome, Exception) else "ok"
         metrics.captioned(code, checkpoint)
-        if not isinstance(outcome, Exception) and outcome.withheld:
-            metrics.withheld.labels(outcome.withheld).inc()
+        if not isinstance(outcome, Exception):
+            metrics.told(outcome[0].confidence, outcome.withheld, checkpoint)
 
 
 def _notes(
@@ -268,13 +295,27 @@ def _raise_what_concerns_all(outcomes: "list[Outcome]") -> None:
 )
 async def list_checkpoints(request: Request) -> Response:
     """Answer ``GET /v1/models``."""
-    captioner, refusal = served_of(request).captioner, app_state_of(request).service.reloads.refusal
-    served = CheckpointList(
-        models=[captioner.manifest.public()],
-        data=[ListedCheckpoint(id=name_of(captioner))],
-        refused=RefusedCheckpoint(**refusal._asdict()) if refusal else None,
+    checkpoints = app_state_of(request).service.checkpoints
+    captioners = [served.captioner for served in checkpoints.served]
+    listed = CheckpointList(
+        models=[captioner.manifest.public() for captioner in captioners],
+        served=[
+            ServedCheckpoint(
+                name=place.served.name,
+                version=place.served.version,
+                share=checkpoints.share_of(place.served),
+                refused=_refused(place.refusal),
+            )
+            for place in checkpoints.places
+        ],
+        data=[ListedCheckpoint(id=name_of(captioner)) for captioner in captioners],
+        refused=_refused(checkpoints.refusal),
     )
-    return Response(served.model_dump_json(), media_type="application/json")
+    return Response(listed.model_dump_json(), media_type="application/json")
+
+
+def _refused(refusal: Refusal | None) -> RefusedCheckpoint | None:
+    return RefusedCheckpoint(**refusal._asdict()) if refusal else None
 
 
 @router.post(
@@ -282,22 +323,94 @@ async def list_checkpoints(request: Request) -> Response:
     summary="Serve the checkpoint that is there now",
     description=(
         "Loads what CAPTION_CHECKPOINT leads to, or another version, beside the one that is "
-        "served, and lets it take over. One that cannot be trusted changes nothing."
+        "served, and lets it take over. One that cannot be trusted changes nothing. Of several "
+        "that are served the first is meant, unless `model` names another."
     ),
     response_model=Reloaded,
     responses=problems.openapi_responses(
-        "unauthorized", "not_found", "checkpoint_refused", "not_ready"
+        "unauthorized",
+        "not_found",
+        "model_not_found",
+        "checkpoint_refused",
+        "invalid_request",
+        "not_ready",
     ),
-    openapi_extra={"parameters": [VERSION], "security": SECURITY[:-1]},
+    openapi_extra={"parameters": [MODEL, VERSION], "security": SECURITY[:-1]},
 )
 async def reload_checkpoint(request: Request) -> Response:
     """Answer ``POST /v1/admin/reload``."""
+    place = _place(request, request.query_params.get("model") or None)
     version = request.query_params.get("version") or None
-    done = await app_state_of(request).service.reloads.reload("admin", version)
-    about = done.served.captioner.manifest
-    model = CheckpointName(name=about.name, version=about.version)
+    done = await place.reload("admin", version)
+    model = _checkpoint_name(done.served)
     told = Reloaded(outcome=done.outcome, model=model, seconds=done.seconds)
     return Response(told.model_dump_json(), media_type="application/json")
+
+
+def _place(request: Request, asked: str | None) -> Reloads:
+    """Find the place whose checkpoint is called so; the first unless told.
+
+    Raises:
+        ModelNotFound: There is none.
+        InvalidRequest: There are several.
+    """
+    checkpoints = app_state_of(request).service.checkpoints
+    if asked is None:
+        return checkpoints.places[0]
+    places = checkpoints.places_of(asked)
+    if not places:
+        raise ModelNotFound(asked, _names(checkpoints.served))
+    if len(places) > 1:
+        names = ", ".join(_names([place.served for place in places]))
+        raise InvalidRequest([{"loc": ["model"], "msg": f"Input should be one of {names}"}])
+    return places[0]
+
+
+def _checkpoint_name(served: Served) -> CheckpointName:
+    return CheckpointName(name=served.name, version=served.version)
+
+
+@router.post(
+    "/v1/admin/canary",
+    summary="Try the last of two checkpoints",
+    description=(
+        "Gives the last of two checkpoints this share of the requests that ask for none: 0 ends "
+        "the trial, 1 promotes it. It holds until the next call, or the end of the service."
+    ),
+    response_model=CanaryShare,
+    responses=problems.openapi_responses(
+        "unauthorized", "not_found", "invalid_request", "not_ready"
+    ),
+    openapi_extra={"parameters": [SHARE], "security": SECURITY[:-1]},
+)
+async def share_with_canary(request: Request) -> Response:
+    """Answer ``POST /v1/admin/canary``."""
+    share = _share(request.query_params.get("share"))
+    checkpoints = app_state_of(request).service.checkpoints
+    try:
+        checkpoints.try_last(share)
+    except ValueError as error:
+        raise InvalidRequest([{"loc": ["share"], "msg": str(error)}]) from None
+    last = checkpoints.places[-1].served
+    log.info("canary", share=share, checkpoint=name_of(last.captioner))
+    told = CanaryShare(share=share, model=_checkpoint_name(last))
+    return Response(told.model_dump_json(), media_type="application/json")
+
+
+def _share(given: str | None) -> float:
+    """Read a share.
+
+    Raises:
+        InvalidRequest: It is none.
+    """
+    try:
+        share = float(given or "")
+    except ValueError:
+        share = math.nan
+    if not 0 <= share <= 1:
+        message = "Input should be a number from 0 to 1"
+        raise InvalidRequest([{"loc": ["share"], "msg": message}])
+    return share
 
 
 def _probe(report: Report) -> JSONResponse:

@@ -49,6 +49,11 @@ class Options(Strict):
         description="alt: for alternative texts, with a capital and at most 125 characters.",
     )
     tags: bool = Field(default=False, description="What the image may show, in single words.")
+    model: str | None = Field(
+        None,
+        description="The checkpoint, where several are served: name@version, or name for its "
+        "newest. One of `GET /v1/models`; the first of them unless told.",
+    )
 
     def presentation(self, min_confidence: float | None) -> Presentation:
         """Say how to tell captions, with the service's own least confidence where none is given."""
@@ -129,6 +134,19 @@ VERSION: dict[str, Any] = {
     "in": "query",
     "description": "In place of the one that CAPTION_CHECKPOINT leads to, beside it.",
     "schema": {"type": "string"},
+}
+MODEL: dict[str, Any] = {
+    "name": "model",
+    "in": "query",
+    "description": "Whose place is meant, where several are served: name, or name@version.",
+    "schema": {"type": "string"},
+}
+SHARE: dict[str, Any] = {
+    "name": "share",
+    "in": "query",
+    "required": True,
+    "description": "Of the requests that ask for no checkpoint, what the last one gets.",
+    "schema": {"type": "number", "minimum": 0, "maximum": 1},
 }
 SECURITY_SCHEMES: dict[str, Any] = {
     "bearer": {"type": "http", "scheme": "bearer", "description": "Where keys are set."},
@@ -325,14 +343,26 @@ class RefusedCheckpoint(Strict):
     at: datetime
 
 
+class ServedCheckpoint(Strict):
+    """How a checkpoint is served."""
+
+    name: str
+    version: str
+    share: float = Field(description="Of the requests that ask for no checkpoint.")
+    refused: RefusedCheckpoint | None = Field(
+        None, description="Why the one that is in its place now is not served; else null."
+    )
+
+
 class CheckpointList(Strict):
     """The checkpoints served: their manifests, and the list that OpenAI's clients read."""
 
     models: list[dict[str, Any]]
+    served: list[ServedCheckpoint]
     object: Literal["list"] = "list"
     data: list[ListedCheckpoint]
     refused: RefusedCheckpoint | None = Field(
-        None, description="Why the checkpoint that is there now is not served; else null."
+        None, description="The latest of those in `served`; else null."
     )
 
 
@@ -344,6 +374,13 @@ class Reloaded(Strict):
     )
     model: CheckpointName
     seconds: float
+
+
+class CanaryShare(Strict):
+    """What the last of two checkpoints gets of the requests that ask for none."""
+
+    share: float
+    model: CheckpointName = Field(description="The last one.")
 
 
 class HealthReport(Strict):

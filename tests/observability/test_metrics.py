@@ -35,7 +35,8 @@ async def test_a_caption_leaves_its_trace_in_every_metric_of_a_request():
         samples = await scrape(client)
     assert samples["caption_requests_total", "/v1/captions", "ok", "tiny:1"] == 1
     assert samples["caption_images_total", "ok", "tiny:1"] == 1
-    assert samples["caption_request_duration_seconds_count", "/v1/captions"] == 1
+    assert samples["caption_request_duration_seconds_count", "/v1/captions", "tiny:1"] == 1
+    assert samples["caption_confidence_sum", "tiny:1"] == 0.8
     for name in (
         "caption_decode_duration_seconds_count",
         "caption_queue_wait_seconds_count",
@@ -44,7 +45,7 @@ async def test_a_caption_leaves_its_trace_in_every_metric_of_a_request():
     ):
         assert samples[(name,)] == 1, name
     for stage in ("encode", "search"):
-        assert samples["caption_inference_duration_seconds_count", stage] == 1
+        assert samples["caption_inference_duration_seconds_count", stage, "tiny:1"] == 1
     assert samples["caption_batches_total", "free"] == 1
     for name in ("caption_queue_depth", "caption_inflight_requests", "caption_inflight_bytes"):
         assert samples[(name,)] == 0, name

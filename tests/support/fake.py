@@ -254,10 +254,10 @@ class Client(httpx.AsyncClient):
 
 @asynccontextmanager
 async def serving(
-    captioner: served.Captioner | None = None, *, wait: bool = True, **settings: Any
+    *captioners: served.Captioner, wait: bool = True, **settings: Any
 ) -> AsyncIterator[Client]:
-    """Give a client of an app that serves the captioner; ``client.app`` is the app."""
-    app = create_app(Settings(**settings), captioner=captioner or FakeCaptioner())
+    """Give a client of an app that serves the captioners; ``client.app`` is the app."""
+    app = create_app(Settings(**settings), captioners=captioners or [FakeCaptioner()])
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with (
         app.router.lifespan_context(app),

@@ -133,7 +133,7 @@ async def test_a_path_that_nobody_knows_is_in_the_log_escaped_and_cut():
 async def test_only_trusted_proxies_say_who_asks(trusted, scheme):
     seen = {}
     settings = Settings(trusted_proxies=trusted)
-    config = _uvicorn_config(create_app(settings, captioner=FakeCaptioner()), settings, None)
+    config = _uvicorn_config(create_app(settings, captioners=[FakeCaptioner()]), settings, None)
 
     async def app(scope, receive, send):
         seen.update(scope)

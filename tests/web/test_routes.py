@@ -69,7 +69,8 @@ async def test_a_caption_of_low_confidence_is_withheld_with_tags_and_candidates(
     assert result.get("withheld") == ("low_confidence" if withheld else None)
     assert ("tags" in result) == withheld
     assert result["candidates"][0]["caption"] == "a dog"
-    assert f'caption_withheld_total{{reason="low_confidence"}} {float(withheld)}' in metrics
+    labels = 'checkpoint="tiny:1",reason="low_confidence"'
+    assert f"caption_withheld_total{{{labels}}} {float(withheld)}" in metrics
     CaptionResponse.model_validate_json(answer.content)
 
 
@@ -382,6 +383,7 @@ async def test_openapi_describes_every_form_and_every_problem():
         "neutral",
         "style",
         "tags",
+        "model",
         "X-Request-Timeout",
     }
 

@@ -32,6 +32,7 @@ class Options:
         neutral: person and child in place of man, woman, boy and girl.
         style: ``sentence``, or ``alt`` for alternative texts.
         tags: what the image may show, in single words.
+        model: the checkpoint, where several are served: ``name@version``, or ``name``.
     """
 
     n_best: int = 1
@@ -41,6 +42,7 @@ class Options:
     neutral: bool = False
     style: str = "sentence"
     tags: bool = False
+    model: str | None = None
 
     def query(self) -> dict[str, str]:
         """Give what differs from the service's defaults."""
