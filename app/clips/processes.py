@@ -75,36 +75,45 @@ class ClipProcesses(Processes):
             how: which frames are looked at.
             wanted: says whether somebody still waits for it.
 
+        Returns:
+            what reads it. A process is taken with the first frame.
+        """
+        return ClipReader(self, clip, how, wanted)
+
+    def one(self, wanted: Wanted) -> Process:
+        """Take a process, the first that will be free.
+
         Raises:
-            NoDecoder: no process can be started, or nobody waits any more.
+            NoDecoder: none can be started, or nobody waits any more.
         """
         with self._starting:
             if not self._started:
                 self._started = True
                 self.start()
-        return ClipReader(self, self.take(costly=False, wanted=wanted), clip, how, wanted)
+        return self.take(costly=False, wanted=wanted)
 
 
 class ClipReader:
-    """One clip under way, for one thread at a time.
+    """One clip under way; frames are taken one after another, whichever threads ask.
 
     Args:
-        processes: whose process it is.
-        process: that reads it.
+        processes: that read it.
         clip: the file.
         how: which frames are looked at.
         wanted: says whether somebody still waits for it.
     """
 
     def __init__(
-        self, processes: Processes, process: Process, clip: bytes, how: Sampling, wanted: Wanted
+        self, processes: ClipProcesses, clip: bytes, how: Sampling, wanted: Wanted
     ) -> None:
         self._processes = processes
-        self._process: Process | None = process
         self._clip: bytes | None = clip
         self._how = how
         self._wanted = wanted
-        self._vigil = Vigil(process, processes.patience_s, wanted)
+        self._turn = threading.Lock()
+        self._ended = False
+        self._process: Process | None = None
+        self._vigil: Vigil | None = None
 
     def next(self) -> Frame | End:
         """Give the next frame, or the end.
@@ -112,58 +121,52 @@ class ClipReader:
         Raises:
             Still: it is an image that does not move.
             ImageError: the clip is at fault: among others, it used up its budget.
-            NoDecoder: the process ended for another reason, or nobody waits any more.
+            NoDecoder: no process can be started, or it ended for another reason, or nobody waits
+                any more.
         """
-        if self._process is None:
-            raise NoDecoder("the clip was read to its end")
-        self._vigil = Vigil(self._process, self._processes.patience_s, self._wanted)
-        try:
-            return self._next(self._process)
-        except Ended as ended:
-            raise self._replaced(ended) from None
+        with self._turn:
+            if self._ended:
+                raise NoDecoder("the clip was read to its end")
+            if self._process is None:
+                self._process = self._processes.one(self._wanted)
+            self._vigil = Vigil(self._process, self._processes.patience_s, self._wanted)
+            try:
+                return self._next(self._process, self._vigil)
+            except Ended as ended:
+                raise self._replaced(ended) from None
 
     def close(self) -> None:
         """Let go of the process; one that has not come to the end of the clip is ended."""
-        if self._process is not None:
+        with self._turn:
             self._leave("abandoned")
 
-    def _next(self, process: Process) -> Frame | End:
+    def _next(self, process: Process, vigil: Vigil) -> Frame | End:
+        words = b""
         try:
             if self._clip is not None:
-                self._ask(process, self._clip)
+                self._ask(process, self._clip, vigil)
                 self._clip = None  # the process has it
-            kind, number, size = ANSWER.unpack(self._received(ANSWER.size))
+            kind, number, size = ANSWER.unpack(process.received(bytearray(ANSWER.size), vigil))
             if kind == FRAME and size == 3 * self._how.size_px**2 and math.isfinite(number):
-                return self._frame(number, size)
+                pixels = np.frombuffer(process.received(bytearray(size), vigil), np.uint8)
+                return Frame(number, pixels.reshape(self._how.size_px, self._how.size_px, 3))
             if kind == REFUSED:
-                words = self._received(min(size, MOST_WORDS))
+                words = bytes(process.received(bytearray(min(size, MOST_WORDS)), vigil))
         except (EOFError, OSError):
             raise process.why() from None
-        if kind == END and math.isfinite(number):
-            self._leave()
-            return End(number, complete=not size & INCOMPLETE, whole=not size & DAMAGED)
+        if kind not in {END, STILL, REFUSED} or not math.isfinite(number):
+            raise Ended("unresponsive")
+        self._leave()
         if kind == STILL:
-            self._leave()
             raise Still
         if kind == REFUSED:
-            self._leave()
             raise refusal(words)
-        raise Ended("unresponsive")
+        return End(number, complete=not size & INCOMPLETE, whole=not size & DAMAGED)
 
-    def _ask(self, process: Process, clip: bytes) -> None:
+    def _ask(self, process: Process, clip: bytes, vigil: Vigil) -> None:
         how = json.dumps(asdict(self._how)).encode()
         order = ORDER.pack(len(how), len(clip), self._processes.budget_s)
-        process.ask(order + how, clip, self._vigil)
-
-    def _frame(self, time_s: float, size: int) -> Frame:
-        side = self._how.size_px
-        pixels = np.frombuffer(self._received(size), np.uint8)
-        return Frame(time_s, pixels.reshape(side, side, 3))
-
-    def _received(self, size: int) -> bytes:
-        if self._process is None:
-            raise EOFError
-        return bytes(self._process.received(bytearray(size), self._vigil))
+        process.ask(order + how, clip, vigil)
 
     def _replaced(self, ended: Ended) -> Exception:
         """Give the process up, and say in our words why."""
@@ -172,10 +175,10 @@ class ClipReader:
             return damaged_clip()
         if ended.reason == "over_budget":
             return TooCostly("decoding the clip takes longer than it may")
-        return NoDecoder(f"the process of this clip has {ended.reason}")
+        return NoDecoder(f"the process of this clip: {ended.reason}")
 
     def _leave(self, reason: str | None = None) -> None:
-        process, self._process, self._clip = self._process, None, None
+        process, self._process, self._clip, self._ended = self._process, None, None, True
         if process is None:
             return
         if reason is None:

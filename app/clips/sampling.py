@@ -59,11 +59,13 @@ class End(NamedTuple):
         duration_s: how long it lasts; of one that is not complete, up to where it was read.
         complete: False where it has more frames than may be looked at.
         whole: False where some of it could not be decoded.
+        warning: what else is to know, where there is something.
     """
 
     duration_s: float
-    complete: bool
-    whole: bool
+    complete: bool = True
+    whole: bool = True
+    warning: str | None = None
 
 
 class Sampler:

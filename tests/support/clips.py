@@ -62,7 +62,11 @@ def video(
     file = io.BytesIO()
     with av.open(file, "w", format=kind) as made:
         track = _track(made, pictures := list(pictures), codec, fps, options)
-        audio = made.add_stream(_SOUND_OF.get(kind, "aac"), rate=48000, layout="mono") if sound else None
+        audio = (
+            made.add_stream(_SOUND_OF.get(kind, "aac"), rate=48000, layout="mono")
+            if sound
+            else None
+        )
         for number, picture in enumerate(pictures):
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
             frame.pts = number if times is None else times[number]
