@@ -308,11 +308,17 @@ async def test_a_clip_needs_a_key_where_photos_do(mp4):
     assert len(told(answer)) == 2
 
 
-async def test_a_clip_that_takes_too_long_is_given_up(mp4):
+@pytest.fixture(scope="module")
+def long_mp4():
+    """Its first shot is captioned while most of it is still to be read."""
+    return video(TWO_SHOTS * 4)
+
+
+async def test_a_clip_that_takes_too_long_is_given_up(mp4, long_mp4):
     captioner = ColourCaptioner()
     captioner.gate.clear()
     async with serving(captioner, clip_deadline_s=1.5) as client:
-        answer = await ask(client, mp4)
+        answer = await ask(client, long_mp4)
         problem(answer, 504, "deadline_exceeded")
         clips = client.app.state.app_state.clips
         await until(lambda: not clips._processes._busy)
@@ -321,11 +327,11 @@ async def test_a_clip_that_takes_too_long_is_given_up(mp4):
         assert len(told(await ask(client, mp4))) == 2
 
 
-async def test_who_leaves_is_worked_for_no_more(mp4):
+async def test_who_leaves_is_worked_for_no_more(mp4, long_mp4):
     captioner = ColourCaptioner()
     captioner.gate.clear()
     async with serving(captioner) as client:
-        asking = asyncio.create_task(ask(client, mp4))
+        asking = asyncio.create_task(ask(client, long_mp4))
         await until(captioner.entered.is_set)
         asking.cancel()
         await asyncio.wait({asking})
