@@ -43,7 +43,8 @@ class Cost:
         answer_s: until the whole answer.
         first_shot_s: until the first line.
         shots: in the answer.
-        grew_mib: by how much the service and its processes were larger at most than before.
+        held_mib: by how much the service and its processes are larger at the first line than before.
+        grew_mib: and by how much more at most until the last.
     """
 
     clip_s: float
@@ -52,6 +53,7 @@ class Cost:
     answer_s: float
     first_shot_s: float
     shots: int
+    held_mib: float
     grew_mib: float
 
 
@@ -106,18 +108,23 @@ def decoding_s(clip: bytes) -> float:
 def measured(clip: bytes, clip_s: float, url: str, process: psutil.Process) -> Cost:
     """Ask for a clip in lines, and look at the memory of the service with each."""
     alone_s = decoding_s(clip)
-    before, largest, lines, first_s = _memory(process), 0, 0, 0.0
+    before, first_s = _memory(process), 0.0
+    memory: list[int] = []
     began_s = time.perf_counter()
     asked = {"content": clip, "headers": {"accept": "application/x-ndjson"}, "timeout": _ANSWER_S}
     with httpx.stream("POST", url, **asked) as answer:
         answer.raise_for_status()
         for _ in answer.iter_lines():
-            lines += 1
             first_s = first_s or time.perf_counter() - began_s
-            largest = max(largest, _memory(process))
+            memory.append(_memory(process))
     answer_s = time.perf_counter() - began_s
-    grew = max(0, largest - before) / 2**20
-    return Cost(clip_s, len(clip) / 2**20, alone_s, answer_s, first_s, lines - 1, grew)
+    held, grew = ((most - least) / 2**20 for most, least in _growth(before, memory))
+    shots = len(memory) - 1
+    return Cost(clip_s, len(clip) / 2**20, alone_s, answer_s, first_s, shots, held, grew)
+
+
+def _growth(before: int, memory: Sequence[int]) -> tuple[tuple[int, int], tuple[int, int]]:
+    return (memory[0], before), (max(memory), memory[0])
 
 
 def _memory(process: psutil.Process) -> int:
@@ -161,7 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _table(costs: Sequence[Cost]) -> list[str]:
     head = (
         f"{'clip s':>8}{'MiB':>8}{'decoding s':>12}{'answer s':>10}{'first shot s':>14}"
-        f"{'shots':>7}{'times real time':>17}{'clips/s':>9}{'grew MiB':>10}"
+        f"{'shots':>7}{'times real time':>17}{'clips/s':>9}{'held MiB':>10}{'grew MiB':>10}"
     )
     return [head, *map(_row, costs)]
 
@@ -170,7 +177,7 @@ def _row(cost: Cost) -> str:
     return (
         f"{cost.clip_s:8.0f}{cost.mib:8.2f}{cost.decoding_s:12.2f}{cost.answer_s:10.2f}"
         f"{cost.first_shot_s:14.2f}{cost.shots:7}{cost.clip_s / cost.answer_s:17.1f}"
-        f"{1 / cost.answer_s:9.3f}{cost.grew_mib:10.1f}"
+        f"{1 / cost.answer_s:9.3f}{cost.held_mib:10.1f}{cost.grew_mib:10.1f}"
     )
 
 
