@@ -43,8 +43,8 @@ class Cost:
         answer_s: until the whole answer.
         first_shot_s: until the first line.
         shots: in the answer.
-        held_mib: by how much the service and its processes are larger at the first line than before.
-        grew_mib: and by how much more at most until the last.
+        held_mib: by how much the service and its processes are larger at the first line.
+        grew_mib: and by how much more at most until the last one.
     """
 
     clip_s: float

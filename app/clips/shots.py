@@ -120,15 +120,15 @@ class ShotFinder:
         self._last: tuple[Frame, Look] | None = None
         self._change: _Change | None = None
         self._start_s = 0.0
+        self._next_s: float | None = None  # when the next shot begins, if it lasts
         self._kept = _Kept()
 
     def add(self, frame: Frame, look: Look) -> Shot | None:
         """Take the next frame, and give the shot that is known to have ended, if one is."""
-        at_s = None if self._last is None else self._boundary(frame.time_s, look, *self._last)
+        if self._last is not None:
+            self._note(self._boundary(frame.time_s, look, *self._last))
         self._last = frame, look
-        found = None
-        if at_s is not None and at_s - self._start_s >= LEAST_SHOT_S:
-            found = self._ended(at_s)
+        found = self._ended_before(frame.time_s)
         self._kept.add(frame)
         return found
 
@@ -136,13 +136,26 @@ class ShotFinder:
         """Give the last shots: one or two, or none of a clip without frames."""
         if self._last is None:
             return []
-        found = []
-        at_s = self._closed(self._last[1], self._last[0].time_s) if self._change else None
-        if at_s is not None and LEAST_SHOT_S <= at_s - self._start_s <= end_s - LEAST_SHOT_S:
-            found = [self._ended(at_s)]
+        frame, look = self._last
+        self._note(self._closed(look, frame.time_s))
+        before = self._ended_before(end_s)
         if not self._kept.frames:
-            self._kept.add(self._last[0])
-        return [*found, self._ended(max(end_s, self._start_s))]
+            self._kept.add(frame)
+        last = self._ended(max(end_s, self._start_s))
+        return [last] if before is None else [before, last]
+
+    def _note(self, at_s: float | None) -> None:
+        """Take note that another shot begins, unless the one before is too short for that."""
+        if at_s is not None and self._next_s is None and at_s - self._start_s >= LEAST_SHOT_S:
+            self._next_s = at_s
+
+    def _ended_before(self, time_s: float) -> Shot | None:
+        """Give the shot that ended, once the next one has gone on for long enough."""
+        next_s = self._next_s
+        if next_s is None or time_s - next_s < LEAST_SHOT_S:
+            return None
+        self._next_s = None
+        return self._ended(next_s)
 
     def _boundary(self, time_s: float, look: Look, last: Frame, last_look: Look) -> float | None:
         """Say when one shot became another, if that is known now."""
@@ -170,11 +183,10 @@ class ShotFinder:
         change, self._change = self._change, None
         if change is None:
             return None
-        if change.largest >= self._high:
+        apart = distance(change.before, look)
+        if change.largest >= self._high and apart >= self._low:  # else it was a flash
             return change.largest_s
-        if distance(change.before, look) >= self._high:
-            return (change.began_s + time_s) / 2
-        return None
+        return (change.began_s + time_s) / 2 if apart >= self._high else None
 
     def _ended(self, end_s: float) -> Shot:
         within, after = self._kept.split(end_s)
