@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute, Route
 
 from app import server
+from app.clips.processes import ClipProcesses
 from app.dialects.errors import DialectErrors
 from app.dialects.registry import chosen
 from app.loading import CheckpointStore
@@ -23,11 +24,12 @@ from app.observability import logs
 from app.observability.metrics import Metrics
 from app.observability.request_log import RequestLog
 from app.observability.tracing import Tracing
+from app.serving.clips import Clips
 from app.serving.health import Health
 from app.serving.reloading import Store
 from app.serving.service import CaptionService
 from app.settings import Settings
-from app.web import problems, routes
+from app.web import clip_routes, problems, routes
 from app.web.admission import Admission
 from app.web.browsers import Browsers
 from app.web.fetching import Fetcher
@@ -92,7 +94,8 @@ def _files(settings: Settings) -> list[Route]:
 
 def _routes(settings: Settings) -> list[BaseRoute]:
     foreign = (route for dialect in chosen(settings.dialects) for route in dialect.routes)
-    return [*routes.router.routes, *foreign, *_files(settings)]
+    clips = clip_routes.router.routes if settings.clips else []
+    return [*routes.router.routes, *clips, *foreign, *_files(settings)]
 
 
 class _Application(FastAPI):
@@ -131,6 +134,17 @@ def _decoders(settings: Settings, metrics: Metrics) -> "DecodeProcesses":
     )
 
 
+def _clips(settings: Settings, service: CaptionService, metrics: Metrics) -> Clips:
+    processes = ClipProcesses(
+        settings.clip_processes,
+        budget_s=settings.clip_cpu_s,
+        max_bytes=max(settings.most_clip_bytes, settings.max_upload_bytes),
+        max_pixels=settings.max_pixels,
+        watcher=_DecoderNews(metrics),
+    )
+    return Clips(service, settings=settings, processes=processes)
+
+
 class _DecoderNews:
     """Logs and counts what becomes of decode processes."""
 
@@ -162,7 +176,8 @@ def _app_state(
     metrics.batch_size_limit.set_function(lambda: service.batch_size_limit)
     metrics.ready.set_function(lambda: health.readyz().ok)
     metrics.follow_log(logs.dropped_lines)
-    return AppState(settings, service, health, metrics, Fetcher(settings))
+    clips = _clips(settings, service, metrics) if settings.clips else None
+    return AppState(settings, service, health, metrics, Fetcher(settings), clips)
 
 
 def _guard(app: FastAPI, app_state: AppState) -> None:
@@ -206,5 +221,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     service.start()
     yield
     app.state.app_state.fetcher.close()
+    if app.state.app_state.clips is not None:
+        await app.state.app_state.clips.close()
     await service.close()
     await tracing.close()

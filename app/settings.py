@@ -61,6 +61,15 @@ class Settings(BaseSettings):
 
     page: bool = True
 
+    clips: bool = True
+    max_clip_bytes: Count = 64 * 2**20
+    max_clip_s: Seconds = 600.0
+    max_clip_frames: Count = 1200
+    max_clip_pixels_per_s: Count = 500_000_000
+    clip_processes: Count = 1
+    clip_cpu_s: Seconds = 60.0
+    clip_deadline_s: Seconds = 300.0
+
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()
     admin_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()
     cors_origins: Annotated[tuple[Origin, ...], NoDecode] = ()
@@ -189,7 +198,13 @@ class Settings(BaseSettings):
         """How many of the bytes in flight may be one key's, of several: one upload always fits."""
         if len(self.api_keys) < 2:
             return self.max_inflight_bytes
-        return max(self.max_upload_bytes, int(self.max_inflight_bytes * self.max_key_share))
+        largest = max(self.max_upload_bytes, self.most_clip_bytes)
+        return max(largest, int(self.max_inflight_bytes * self.max_key_share))
+
+    @property
+    def most_clip_bytes(self) -> int:
+        """How many bytes a clip may have: no more than all that is in flight."""
+        return min(self.max_clip_bytes, self.max_inflight_bytes) if self.clips else 0
 
     @property
     def max_queue_per_key(self) -> int:

@@ -4,6 +4,7 @@ CaptionerError
 ├── ImageError            one upload is at fault; ``code`` is stable and fit for clients
 │   ├── UnsupportedImage  the bytes are of a format we do not read
 │   ├── ImageTooLarge     the header declares more pixels than allowed
+│   ├── ClipTooLong       a clip lasts longer than it may
 │   ├── TooCostly         decoding it takes more time or memory than it may
 │   └── UndecodableImage  the format is right, the content is broken
 ├── NoDecoder             there is no process to decode in now
@@ -46,6 +47,12 @@ class ImageTooLarge(ImageError):
     """The header declares more pixels than allowed."""
 
     code = "too_many_pixels"
+
+
+class ClipTooLong(ImageError):
+    """A clip lasts longer than it may."""
+
+    code = "clip_too_long"
 
 
 class TooCostly(ImageError):

@@ -16,7 +16,7 @@ from app.captioner.architecture import attention_rows
 from app.captioner.captions import Candidates, Caption, to_captions
 from app.captioner.checkpoint import Checkpoint, GoldenSample
 from app.captioner.confidence import ConfidenceModel
-from app.captioner.engines.engine import Engine, Precision, Stage
+from app.captioner.engines.engine import Engine, Floats, Precision, Stage
 from app.captioner.errors import CheckpointError, ImageError
 from app.captioner.image import decode as decode_
 from app.captioner.image.decode import EncodedImage, Pixels, is_quick
@@ -240,6 +240,18 @@ class Captioner:
             frames = frames_of(images[b])
             each.one_colour = all(is_one_colour(frame, self._geometry.fit) for frame in frames)
         return told, found.stages
+
+    def summaries(self, images: Sequence[Pixels]) -> Floats:
+        """Give ``summary_BW`` of one batch, each image in one vector, and search no captions.
+
+        Args:
+            images: from `read`.
+
+        Raises:
+            OutOfMemory: the batch does not fit into the device; a smaller one may.
+            DeviceFault: the device has failed for good.
+        """
+        return self.engine.summaries(images)
 
     def _read_all(
         self, images: Sequence[Pixels | EncodedImage], still_waiting: StillWaiting

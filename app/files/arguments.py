@@ -23,6 +23,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--attention", type=Path, metavar="PNG", help="of one photo: draw where each word looked"
     )
+    parser.add_argument(
+        "--format",
+        choices=("vtt", "srt", "json"),
+        help="describe a clip, or a folder of frames, shot by shot: as a track, or as JSON",
+    )
+    parser.add_argument(
+        "--fps", type=_rate, default=2.0, metavar="N", help="frames of a clip looked at in a second"
+    )
     parser.add_argument("--sidecar", action="store_true", help="write photo.jpg.txt beside each")
     parser.add_argument(
         "--write-metadata", action="store_true", help="write XMP, EXIF and IPTC descriptions"
@@ -66,6 +74,16 @@ def count(text: str) -> int:
     if not (text.isascii() and text.isdigit() and int(text)):
         raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text}")
     return int(text)
+
+
+def _rate(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number <= 30:
+        raise argparse.ArgumentTypeError(f"expected a number above 0, at most 30, got {text}")
+    return number
 
 
 def _share(text: str) -> float:

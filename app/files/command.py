@@ -16,6 +16,10 @@ from app.settings import Settings
 
 def run(options: argparse.Namespace, settings: Settings) -> int:
     """Caption photos and give the exit code: 0, or 1 where one of them has no caption."""
+    if options.format is not None:
+        from app.files import clips  # noqa: PLC0415 - brings Pillow
+
+        return clips.run(options, settings)
     photos, wrong = find(options.photos)
     for each in wrong:
         complain(each)

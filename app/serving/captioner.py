@@ -7,7 +7,9 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:  # Pillow and numpy, which a health check need not load
+    from app.captioner.engines.engine import Floats
     from app.captioner.image.decode import Decode, EncodedImage, Pixels
+    from app.captioner.manifest import ImageGeometry
     from app.captioner.pipeline import BatchResult
     from app.captioner.search import StillWaiting
 
@@ -34,6 +36,10 @@ class Manifest(Protocol):
     @property
     def search(self) -> Search:
         """How captions are searched."""
+
+    @property
+    def image(self) -> "ImageGeometry":
+        """What the network sees of an image."""
 
     def public(self) -> dict[str, Any]:
         """Return what a client may know, JSON-ready; ``name``, ``version`` and ``sha256`` in it."""
@@ -76,6 +82,21 @@ class Captioner(Protocol):
         self, images: "Sequence[Pixels | EncodedImage]", still_waiting: "StillWaiting" = ...
     ) -> "BatchResult":
         """Caption one batch.
+
+        Raises:
+            OutOfMemory: the batch does not fit into the device; a smaller one may.
+            DeviceFault: the device has failed for good.
+        """
+
+    def shot(self, frames: "Sequence[Pixels]") -> "Pixels":
+        """Bring the frames of a shot together, for `caption` to describe as one image.
+
+        Raises:
+            ValueError: there is no frame.
+        """
+
+    def summaries(self, images: "Sequence[Pixels]") -> "Floats":
+        """Give ``summary_BW`` of one batch, each image in one vector, and search no captions.
 
         Raises:
             OutOfMemory: the batch does not fit into the device; a smaller one may.

@@ -51,6 +51,7 @@ from app.settings import MOST_WORKERS, Settings
 
 if TYPE_CHECKING:  # the captioner brings Pillow and numpy, which a health check need not load
     from app.captioner.captions import Candidates, Caption, Word
+    from app.captioner.engines.engine import Floats
     from app.captioner.image.decode import EncodedImage, Pixels
     from app.captioner.image.decode_processes import DecodeProcesses
     from app.serving.captioner import Captioner
@@ -66,10 +67,11 @@ log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
 
 class _Image(NamedTuple):
-    """An image that waits for a batch, and who read it and has to caption it."""
+    """An image that waits for a batch, and who read it and has to caption it, or to sum it up."""
 
     captioner: "Captioner"
     content: "Pixels | EncodedImage"
+    summed_up: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,20 @@ class _Captioned:
 
     candidates: "Candidates"
     stages: tuple[tuple[str, float, float], ...]
+
+
+@dataclass(frozen=True)
+class _SummedUp:
+    """What the encoder made of one frame."""
+
+    summary_W: "Floats"
+
+
+_Answers = Sequence[_Captioned | _SummedUp | ImageError]
+
+
+def _kind(image: _Image) -> Hashable:
+    return id(image.captioner), image.summed_up
 
 
 def _nobody(stage: str, began_s: float, ended_s: float) -> None:
@@ -123,13 +139,13 @@ class CaptionService:
         self._jobs: set[Future[Any]] = set()
         self._starting: asyncio.Task[None] | None = None
         self._consecutive_out_of_memory = 0
-        self._batcher: MicroBatcher[_Image, _Captioned] = MicroBatcher(
+        self._batcher: MicroBatcher[_Image, _Captioned | _SummedUp] = MicroBatcher(
             self._run_batch,
             max_batch=settings.max_batch,
             max_queue=settings.max_queue,
             max_queue_bytes=settings.max_queue_bytes,
             weigh=lambda image: image.content.nbytes,
-            kind=lambda image: id(image.captioner),
+            kind=_kind,
             watcher=metrics,
             on_crash=self._batcher_crashed,
         )
@@ -226,6 +242,48 @@ class CaptionService:
             self._results, data, deadline_s, on_stage, flow, served=served
         )
 
+    async def caption_shot(
+        self, shot: "Pixels", deadline_s: float, flow: Flow, served: Served
+    ) -> "Candidates":
+        """Caption frames of a clip that the captioner brought together, see its `shot`.
+
+        Raises:
+            Overloaded: The queue is full.
+            DeadlineExceeded: It took too long.
+            Closed: The service is going away.
+        """
+        image = _Image(served.captioner, shot)
+        return (await self._submit(image, deadline_s, flow)).candidates
+
+    async def summary_of(
+        self, square: "Pixels", deadline_s: float, flow: Flow, served: Served
+    ) -> "Floats":
+        """Give ``summary_W``, what the encoder makes of a frame, without a caption.
+
+        Raises:
+            Overloaded: The queue is full.
+            DeadlineExceeded: It took too long.
+            Closed: The service is going away.
+        """
+        image = _Image(served.captioner, square, summed_up=True)
+        answer = await self._batcher.submit(image, deadline_s, flow)
+        if not isinstance(answer, _SummedUp):
+            raise TypeError("a frame was to be summed up and was captioned")
+        return answer.summary_W
+
+    async def square_of(
+        self, data: bytes, deadline_s: float, flow: Flow, served: Served
+    ) -> "Pixels":
+        """Give the network's square of an upload.
+
+        Raises:
+            ImageError: The upload is at fault.
+            Overloaded: Nothing can be decoded now.
+            DeadlineExceeded: It took too long.
+        """
+        decode = partial(self._decode, served.captioner, data)
+        return await self._read(decode, self._cost_s(data), deadline_s, self._apart(flow))
+
     def retry_after_s(self) -> int:
         """Estimate when the images held now will be done."""
         return self._batcher.retry_after_s(self._held)
@@ -274,13 +332,19 @@ class CaptionService:
                 partial(self._decode, captioner, data), cost_s, deadline_s, self._apart(flow)
             )
         queued_s = time.monotonic()
-        captioned = await self._batcher.submit(_Image(captioner, image), deadline_s, flow)
+        captioned = await self._submit(_Image(captioner, image), deadline_s, flow)
         if not encoded:
             on_stage("decode", arrived_s, queued_s)
         on_stage("queue", queued_s, captioned.stages[0][1])
         for stage in captioned.stages:
             on_stage(*stage)
         return captioned.candidates
+
+    async def _submit(self, image: _Image, deadline_s: float, flow: Flow) -> _Captioned:
+        answer = await self._batcher.submit(image, deadline_s, flow)
+        if not isinstance(answer, _Captioned):
+            raise TypeError("an image was to be captioned and was summed up")
+        return answer
 
     def _cost_s(self, data: bytes) -> float:
         """Estimate the CPU seconds of decoding, which its budget bounds."""
@@ -340,9 +404,7 @@ class CaptionService:
         )
         return captioner.read(data, max_pixels=max_pixels, decode=decode)
 
-    async def _run_batch(
-        self, images: list[_Image], still_waiting: StillWaiting
-    ) -> "Sequence[_Captioned | ImageError]":
+    async def _run_batch(self, images: list[_Image], still_waiting: StillWaiting) -> _Answers:
         try:
             captioned = await self._in_inference_thread(
                 partial(self._forward, images, still_waiting)
@@ -365,10 +427,24 @@ class CaptionService:
         if self._consecutive_out_of_memory >= _MOST_OUT_OF_MEMORY:
             self._health.fail("out_of_memory")
 
-    def _forward(
-        self, images: list[_Image], still_waiting: StillWaiting
-    ) -> "Sequence[_Captioned | ImageError]":
-        """Caption a batch, all of which has one captioner."""
+    def _forward(self, images: list[_Image], still_waiting: StillWaiting) -> _Answers:
+        """Caption a batch, or sum up frames of clips; all of it is of one kind, see `_kind`."""
+        if images[0].summed_up:
+            return self._summed_up(images)
+        return self._captioned(images, still_waiting)
+
+    def _summed_up(self, images: list[_Image]) -> _Answers:
+        """Encode frames of one captioner; they are squares, each of them."""
+        began_s = time.monotonic()
+        captioner = images[0].captioner
+        squares: list[Any] = [image.content for image in images]
+        summary_BW = captioner.summaries(squares)
+        seconds = time.monotonic() - began_s
+        self._metrics.computed("encode", seconds, len(images), name_of(captioner))
+        return [_SummedUp(summary_W) for summary_W in summary_BW]
+
+    def _captioned(self, images: list[_Image], still_waiting: StillWaiting) -> _Answers:
+        """Caption images of one captioner."""
         captioner = images[0].captioner
         result = captioner.caption([image.content for image in images], still_waiting)
         for stage in result.stages:

@@ -42,6 +42,8 @@ OPEN_PATHS = frozenset(
 )
 
 
+CLIPS_PATH = "/v1/clips"
+"""Clips are larger than photos, and take longer."""
 ADMIN_PATHS = frozenset({"/v1/admin/reload", "/v1/admin/canary"})
 """These have keys of their own, and no limits: who heals a service that is full must get in."""
 
@@ -96,7 +98,7 @@ class Admission:
             scope["state"]["charge"] = partial(self._inflight.charge_more, entry)
             with self._inflight.entering(entry):
                 body = BufferedBody(await self._read_body(receive, entry, scope))
-                scope["state"]["deadline_s"] = self._deadline_s(entry)
+                scope["state"]["deadline_s"] = self._deadline_s(entry, scope)
                 await answer_while_connected(self.app, scope, body, receive, send)
         except Disconnected:
             scope["state"]["outcome"] = "client_closed"
@@ -130,9 +132,7 @@ class Admission:
             now_s = asyncio.get_running_loop().time()
             scope["state"]["headers"] = self._rates.take(key, now_s)
             _check_encoding(headers)
-            declared_bytes = _declared_bytes(
-                headers, scope["method"], self._settings.max_upload_bytes
-            )
+            declared_bytes = _declared_bytes(headers, scope["method"], self._limit_bytes(scope))
             asked_s = _asked_timeout_s(headers)
             if scope["method"] == "POST":
                 self._check_wait(key, min(self._settings.deadline_s, asked_s))
@@ -140,10 +140,20 @@ class Admission:
             raise _Refused(reason) from None
         return Entry(key, declared_bytes, scope["state"]["arrived_s"] + asked_s)
 
-    def _deadline_s(self, entry: Entry) -> float:
+    def _deadline_s(self, entry: Entry, scope: Scope) -> float:
         """Give the end of the work on a body that is there; its way here is not the service's."""
         now_s = asyncio.get_running_loop().time()
-        return min(entry.deadline_s, now_s + self._settings.deadline_s)
+        of_clip = self._is_of_clip(scope)
+        limit_s = self._settings.clip_deadline_s if of_clip else self._settings.deadline_s
+        return min(entry.deadline_s, now_s + limit_s)
+
+    def _limit_bytes(self, scope: Scope) -> int:
+        """Give how many bytes a body may have; a clip may be as large as a photo in any case."""
+        limit = self._settings.max_upload_bytes
+        return max(limit, self._settings.most_clip_bytes) if self._is_of_clip(scope) else limit
+
+    def _is_of_clip(self, scope: Scope) -> bool:
+        return self._settings.clips and scope["path"] == CLIPS_PATH
 
     def _check_wait(self, key: int | None, timeout_s: float) -> None:
         """Refuse who finds no room or would wait too long, before the body is read.
@@ -160,7 +170,7 @@ class Admission:
             raise TooManyRequests(self._settings.max_queue_per_key, self._retry_after_s())
 
     async def _read_body(self, receive: Receive, entry: Entry, scope: Scope) -> bytes:
-        limit, arrived = self._settings.max_upload_bytes, partial(self._inflight.arrived, entry)
+        limit, arrived = self._limit_bytes(scope), partial(self._inflight.arrived, entry)
         try:
             with self._inflight.uploading(entry) as reading:
                 async with reading:

@@ -49,6 +49,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.captioner.errors import (
     FORMATS,
     CheckpointError,
+    ClipTooLong,
     ImageError,
     ImageTooLarge,
     TooCostly,
@@ -239,6 +240,9 @@ PROBLEM_TYPES: dict[type[Exception], ProblemType] = {
     ),
     ImageTooLarge: ProblemType(
         413, ImageTooLarge.code, "Too many pixels", "The image has too many pixels."
+    ),
+    ClipTooLong: ProblemType(
+        422, ClipTooLong.code, "Clip too long", "The clip lasts longer than it may."
     ),
     TooCostly: ProblemType(
         422, TooCostly.code, "Too costly", "Decoding the image takes more time than it may."

@@ -19,6 +19,7 @@ from app.captioner.image import formats
 from app.captioner.presentation import told
 from app.observability.metrics import Metrics
 from app.serving.batching import Closed, DeadlineExceeded, Flow, Overloaded
+from app.serving.clips import Clips
 from app.serving.health import Health, NotReady, Report
 from app.serving.reloading import Refusal, Reloads, Served, name_of
 from app.serving.service import CaptionService, OnStage
@@ -40,7 +41,6 @@ from app.web.schemas import (
     CheckpointName,
     HealthReport,
     ListedCheckpoint,
-    Options,
     RefusedCheckpoint,
     Reloaded,
     ServedCheckpoint,
@@ -81,7 +81,7 @@ router = APIRouter(
 )
 
 _WHOLE_REQUEST = (Overloaded, NotReady, Closed, DeadlineExceeded)  # not the fault of one image
-_CAPTION_PROBLEMS = (
+CAPTION_PROBLEMS = (
     "malformed_request", "head_too_large", "malformed_body", "unauthorized", "model_not_found",
     "slow_body",
     "body_too_large", "too_many_pixels",
@@ -100,6 +100,7 @@ class AppState:
     health: Health
     metrics: Metrics
     fetcher: Fetcher
+    clips: Clips | None = None
 
 
 def app_state_of(request: Request) -> AppState:
@@ -144,7 +145,7 @@ def manifest_of(request: Request) -> "Manifest":
     summary="Caption images",
     description="One to many images in, for each a sentence out, in the same order.",
     response_model=CaptionResponse,
-    responses=problems.openapi_responses(*_CAPTION_PROBLEMS),
+    responses=problems.openapi_responses(*CAPTION_PROBLEMS),
     openapi_extra={"requestBody": REQUEST_BODY, "parameters": PARAMETERS, "security": SECURITY},
 )
 async def caption_images(request: Request) -> Response:
@@ -172,7 +173,7 @@ async def caption_uploads(
         Exception: What concerns the whole request; a lone image's problem is one.
     """
     app_state, served = app_state_of(request), served_of(request)
-    _check_n_best(asked.options, served)
+    check_n_best(asked.options.n_best, served)
     asked = await _fetched(asked, request.state, app_state.fetcher)
     with app_state.service.holding(len(asked.uploads), request.state.caller):
         return asked, await _outcomes(asked, request.state, app_state, served)
@@ -186,9 +187,14 @@ async def _fetched(asked: CaptionRequest, state: State, fetcher: Fetcher) -> Cap
         raise DeadlineExceeded from None
 
 
-def _check_n_best(options: Options, served: Served) -> None:
+def check_n_best(n_best: int, served: Served) -> None:
+    """Refuse a request for more candidates than there are.
+
+    Raises:
+        InvalidRequest: It is.
+    """
     beam_width = served.captioner.manifest.search.beam_width
-    if options.n_best > beam_width:
+    if n_best > beam_width:
         message = f"Input should be at most the beam width, {beam_width}"
         raise InvalidRequest([{"loc": ["n_best"], "msg": message}])
 

@@ -6,8 +6,11 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from app.captioner.presentation import Presentation, Style
+from app.clips.sampling import DEFAULT_FPS
+from app.clips.shots import DEFAULT_THRESHOLD
 from app.web import base64_text
 
+ClipFormat = Literal["json", "ndjson", "vtt", "srt"]
 NO_URLS = (
     "Web addresses are not fetched here: send the bytes of the image, or set CAPTION_FETCH_URLS"
 )
@@ -53,6 +56,48 @@ class Options(Strict):
         None,
         description="The checkpoint, where several are served: name@version, or name for its "
         "newest. One of `GET /v1/models`; the first of them unless told.",
+    )
+
+    def presentation(self, min_confidence: float | None) -> Presentation:
+        """Say how to tell captions, with the service's own least confidence where none is given."""
+        least = min_confidence if self.min_confidence is None else self.min_confidence
+        return Presentation(neutral=self.neutral, style=self.style, min_confidence=least)
+
+
+class ClipOptions(Strict):
+    """What the caller may choose of a clip, as query parameters or form fields."""
+
+    fps: float = Field(
+        DEFAULT_FPS, gt=0, le=30, description="Frames looked at in a second; of images, their rate."
+    )
+    max_frames: int | None = Field(
+        None, ge=1, description="Frames looked at in all, spread over the clip."
+    )
+    scene_threshold: float = Field(
+        DEFAULT_THRESHOLD,
+        gt=0,
+        le=1,
+        description="How different two frames of two shots are; lower finds more shots.",
+    )
+    n_best: int = Field(1, ge=1, description="Candidates per shot; at most the beam width.")
+    min_confidence: float | None = Field(
+        None, ge=0, le=1, description="A caption below this confidence is withheld."
+    )
+    neutral: bool = Field(
+        default=False, description="Person and child in place of man, woman, boy and girl."
+    )
+    style: Style = Field(
+        "sentence",
+        description="alt: for alternative texts, with a capital and at most 125 characters.",
+    )
+    frames: bool = Field(
+        default=False, description="The files are images, the frames of one clip in their order."
+    )
+    format: ClipFormat | None = Field(
+        None, description="Of the answer, in place of what Accept asks for."
+    )
+    model: str | None = Field(
+        None, description="The checkpoint, where several are served, as for `/v1/captions`."
     )
 
     def presentation(self, min_confidence: float | None) -> Presentation:
@@ -129,6 +174,14 @@ PARAMETERS: list[dict[str, Any]] = [
     ),
     _REQUEST_TIMEOUT,
 ]
+_CLIP_OPTION_FIELDS = ClipOptions.model_json_schema()["properties"]
+CLIP_PARAMETERS: list[dict[str, Any]] = [
+    *(
+        {"name": name, "in": "query", "description": schema["description"], "schema": schema}
+        for name, schema in _CLIP_OPTION_FIELDS.items()
+    ),
+    _REQUEST_TIMEOUT,
+]
 VERSION: dict[str, Any] = {
     "name": "version",
     "in": "query",
@@ -194,6 +247,21 @@ REQUEST_BODY: dict[str, Any] = {
             "encoding": {"image": {"contentType": "image/*"}},
         },
         "application/octet-stream": {"schema": _BINARY},  # or image/*, which generators do not know
+    },
+}
+
+
+CLIP_BODY: dict[str, Any] = {
+    "required": True,
+    "content": {
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "required": ["file"],
+                "properties": {"file": {"type": "array", "items": _BINARY}},
+            },
+        },
+        "application/octet-stream": {"schema": _BINARY},  # or video/*, image/*
     },
 }
 
@@ -325,6 +393,46 @@ class CaptionResponse(Strict):
     request_id: str
     model: CheckpointName
     results: list[CaptionedImage | RefusedImage]
+
+
+class ClipShot(Strict):
+    """A run of frames that show one thing, and its caption."""
+
+    start_s: float = Field(description="When it begins, from the beginning of the clip.")
+    end_s: float = Field(description="When the next one begins, or the clip ends.")
+    keyframe_s: float = Field(description="The time of the frame nearest to its middle.")
+    caption: str | None = Field(description="null where it is withheld.")
+    log_prob: float
+    confidence: float | None = Field(
+        None, description="0..1: calibrated probability that it is right; null if not known."
+    )
+    withheld: Literal["low_confidence"] | None = Field(
+        None, description="Why there is no caption; the candidates are there all the same."
+    )
+    candidates: list[Candidate]
+
+
+class ClipEnd(Strict):
+    """What is known of a clip once it is read to its end; the last line of NDJSON."""
+
+    request_id: str
+    model: CheckpointName
+    duration_s: float = Field(description="0 of an image that does not move.")
+    summary: str | None = Field(
+        description=(
+            "The caption of the shots that say the same for the longest time, weighed by "
+            "confidence; null where all are withheld."
+        )
+    )
+    warning: str | None = Field(
+        None, description="What to know about the captions; only where there is something."
+    )
+
+
+class ClipResponse(ClipEnd):
+    """The answer for a clip: its shots in their order."""
+
+    shots: list[ClipShot]
 
 
 class ListedCheckpoint(Strict):

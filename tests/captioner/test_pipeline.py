@@ -11,6 +11,7 @@ from app.captioner.engines import cpu
 from app.captioner.errors import CheckpointError, UnsupportedImage
 from app.captioner.manifest import Said
 from app.captioner.pipeline import BatchResult, Captioner
+from app.captioner.search import always_waiting
 from support.fake import SteppingCaptioner
 from support.tiny import SIZE_PX, captioner_of, photo, tiny_unpublished
 
@@ -268,3 +269,13 @@ def told(result):
 def test_a_captioner_that_was_told_nothing_runs_one_batch_at_a_time(captioner):
     assert captioner.engine.max_concurrent_batches == 1
     assert not captioner.engine.batches_cost_alike
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("decoder", ["attention", "inject", "merge"])
+def test_a_summary_is_what_a_search_has_of_the_image(decoder, count):
+    changes = {"features": "vector"} if decoder != "attention" else {}
+    captioner = captioner_of(tiny_unpublished(decoder, **changes))
+    squares = [captioner.read(photo(seed), max_pixels=10**6) for seed in range(count)]
+    found = captioner.engine.run(squares, always_waiting).beams.summary_BW
+    np.testing.assert_allclose(captioner.summaries(squares), found, atol=1e-5)

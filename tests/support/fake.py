@@ -143,6 +143,15 @@ class FakeCaptioner:
                 refused[n] = error
         return read, refused
 
+    def shot(self, frames: Sequence[Pixels]) -> Pixels:
+        return frames[0] if len(frames) == 1 else np.stack(frames)
+
+    def caption_frames(self, frames: Sequence[Pixels]) -> Candidates:
+        return self.caption([self.shot(frames)]).captions[0]
+
+    def summaries(self, images: Sequence[Pixels]) -> npt.NDArray[np.float32]:
+        return np.array([image.reshape(-1, 3).mean(0) for image in images], np.float32)
+
     def warm_up(self, batch_sizes: Iterable[int]) -> None:
         self.warmed = list(batch_sizes)
 
@@ -221,6 +230,9 @@ class SteppingEngine:
             cell_LGH,
             np.full((*words_LG.shape, 5), 0.2, np.float32),
         )
+
+    def summaries(self, images: Sequence[Pixels]) -> npt.NDArray[np.float32]:
+        return np.array([[image.mean()] for image in images], np.float32)
 
     def warm_up(self, images: Sequence[Pixels]) -> None:
         """Nothing is slower at first."""

@@ -103,12 +103,12 @@ class CpuEngine:
     def run(self, images: Sequence[Pixels], still_waiting: StillWaiting) -> EngineResult:
         """Find the captions of one batch on one core; see `engine.Engine.run`."""
         with self._worker() as worker:
-            try:
-                return worker.run(images, still_waiting)
-            except (MemoryError, RuntimeError) as error:  # of numpy and C++, and what OpenVINO says
-                if isinstance(error, MemoryError) or any(sign in str(error) for sign in _FULL):
-                    raise OutOfMemory("the batch does not fit into memory") from None
-                raise
+            return worker.run(images, still_waiting)
+
+    def summaries(self, images: Sequence[Pixels]) -> Floats:
+        """Give each image in one vector; see `engine.Engine.summaries`."""
+        with self._worker() as worker:
+            return worker.summaries(images)
 
     def warm_up(self, images: Sequence[Pixels]) -> None:
         """Run a batch once on every worker."""
@@ -117,9 +117,14 @@ class CpuEngine:
 
     @contextmanager
     def _worker(self) -> "Iterator[_Worker]":
+        """Give a free worker, and say in our words that a batch does not fit."""
         worker = self._free.get()
         try:
             yield worker
+        except (MemoryError, RuntimeError) as error:  # of numpy and C++, and what OpenVINO says
+            if isinstance(error, MemoryError) or any(sign in str(error) for sign in _FULL):
+                raise OutOfMemory("the batch does not fit into memory") from None
+            raise
         finally:
             self._free.put(worker)
 
@@ -370,6 +375,16 @@ class _Worker:
         stages = Stage("encode", began_s, encoded_s), Stage("search", encoded_s, time.monotonic())
         return EngineResult(staying, beams, stages)
 
+    def summaries(self, images: Sequence[Pixels]) -> Floats:
+        return self._summary(self._encoded(images))
+
+    def _summary(self, parts: Sequence[Floats]) -> Floats:
+        """Give ``summary_BW``, a copy: what a lone image left is overwritten by the next."""
+        hidden_B1H, _, *image = parts
+        summed = hidden_B1H if self._summary_part is None else image[self._summary_part]
+        summary_BW: Floats = summed.mean(1)
+        return summary_BW
+
     def _encoded(self, images: Sequence[Pixels]) -> list[Floats]:
         """Give what the search needs of photos and shots: ``(B, ...)`` each."""
         if self._read is None and all(image.ndim == 3 for image in images):
@@ -401,9 +416,8 @@ class _Worker:
 
     def _search(self, parts: Sequence[Floats], still_waiting: StillWaiting) -> BeamArrays:
         hidden_B1H, cell_B1H, *image = parts
+        summary_BW = self._summary(parts)
         classes_BC = image.pop().copy() if self._has_classes else None
-        summed = hidden_B1H if self._summary_part is None else image[self._summary_part]
-        summary_BW = summed.mean(1)  # what a lone image left is overwritten by the next
         found = search(
             self,
             Encoded(hidden_B1H, cell_B1H, image),

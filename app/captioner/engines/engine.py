@@ -3,9 +3,13 @@
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, Protocol
 
+import numpy as np
+import numpy.typing as npt
+
 from app.captioner.image.decode import Pixels
 from app.captioner.search import BeamArrays, StillWaiting
 
+Floats = npt.NDArray[np.float32]
 Precision = Literal["float32", "bfloat16", "int8"]
 
 
@@ -62,5 +66,27 @@ class Engine(Protocol):
             DeviceFault: the device has failed for good.
         """
 
+    def summaries(self, images: Sequence[Pixels]) -> Floats:
+        """Give ``summary_BW`` of one batch, each image in one vector, and search no captions.
+
+        Args:
+            images: uint8 ``(S, S, 3)`` each.
+
+        Raises:
+            OutOfMemory: as of `run`.
+            DeviceFault: as of `run`.
+        """
+
     def warm_up(self, images: Sequence[Pixels]) -> None:
         """Run a batch once wherever it may run."""
+
+
+def summaries_of(found: EngineResult) -> Floats:
+    """Give the summaries of a batch that somebody waits for whole.
+
+    Raises:
+        ValueError: it has none.
+    """
+    if found.beams is None or found.beams.summary_BW is None:
+        raise ValueError("these beams have no summary of their images")
+    return found.beams.summary_BW

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from app.captioner.checkpoint import Checkpoint
-from app.captioner.engines.engine import EngineResult, Precision, Stage
+from app.captioner.engines.engine import EngineResult, Floats, Precision, Stage, summaries_of
 from app.captioner.engines.folding import decoder_with_table, folded_encoder, network_of
 from app.captioner.engines.torch_engine import stacked
 from app.captioner.errors import CheckpointError, DeviceFault, OutOfMemory
@@ -76,6 +76,10 @@ class GpuEngine:
     def run(self, images: Sequence[Pixels], still_waiting: StillWaiting) -> EngineResult:
         """Find the captions of one batch; see `engine.Engine.run`."""
         return guarded(partial(self._run, images, still_waiting))
+
+    def summaries(self, images: Sequence[Pixels]) -> Floats:
+        """Give each image in one vector; see `engine.Engine.summaries`."""
+        return summaries_of(self.run(images, always_waiting))
 
     def warm_up(self, images: Sequence[Pixels]) -> None:
         """Capture a batch size."""

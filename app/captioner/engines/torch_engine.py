@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from app.captioner.engines.engine import EngineResult, Stage
+from app.captioner.engines.engine import EngineResult, Floats, Stage, summaries_of
 from app.captioner.image.decode import Pixels
 from app.captioner.model import beam
 from app.captioner.model.network import Network
@@ -40,6 +40,10 @@ class TorchEngine:
             beams = beams._replace(classes_BC=classes_BC.cpu().numpy())
         stages = Stage("encode", began_s, encoded_s), Stage("search", encoded_s, time.monotonic())
         return EngineResult(list(range(len(images))), beams, stages)
+
+    def summaries(self, images: Sequence[Pixels]) -> Floats:
+        """Give each image in one vector; see `engine.Engine.summaries`."""
+        return summaries_of(self.run(images, always_waiting))
 
     def warm_up(self, images: Sequence[Pixels]) -> None:
         """Run a batch once."""

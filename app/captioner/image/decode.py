@@ -115,7 +115,7 @@ def _upright_rgb(data: bytes, at_least_px: int, max_pixels: int) -> Pixels:
     bare = formats.bare(data, kind)
     if kind == "WEBP":
         _check_cost(*formats.webp_size(data), bare, kind, max_pixels)
-    with _opened(bare, kind) as image:
+    with opened(bare, kind) as image:
         _check_size(*image.size, max_pixels * (_SEQUENTIAL_SHARE if bare.is_sequential else 1))
         _check_cost(*image.size, bare, kind, max_pixels)
         orientation = formats.orientation(bare.exif or image.info.get("exif") or b"")
@@ -127,7 +127,7 @@ def _upright_rgb(data: bytes, at_least_px: int, max_pixels: int) -> Pixels:
         return np.array(_upright(_shrunk(image, at_least_px), orientation))
 
 
-def _opened(bare: Bare, kind: formats.Kind) -> ImageFile.ImageFile:
+def opened(bare: Bare, kind: formats.Kind) -> ImageFile.ImageFile:
     """Read the header, with the plugin of this format and no other.
 
     Pillow's own bound on pixels is ours as well, except for JPEG, which it scales down.
@@ -215,13 +215,13 @@ def _shrunk(image: Image.Image, at_least_px: int) -> Image.Image:
     """
     by_x, by_y = _scales(image, at_least_px)
     if by_x == by_y == 1:
-        return _rgb(image)
+        return opaque(image)
     image.load()
     small = Image.new("RGB", (-(-image.width // by_x), -(-image.height // by_y)))
     rows = max(1, _STRIP_PIXELS // (image.width * by_y)) * by_y
     for top in range(0, image.height, rows):
         strip = image.crop((0, top, image.width, min(top + rows, image.height)))
-        small.paste(_rgb(strip).reduce((by_x, by_y)), (0, top // by_y))
+        small.paste(opaque(strip).reduce((by_x, by_y)), (0, top // by_y))
     return small
 
 
@@ -240,7 +240,8 @@ def _upright(image: Image.Image, orientation: int) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def opaque(image: Image.Image) -> Image.Image:
+    """Give an image as RGB, on white where it is transparent."""
     if image.mode in {"I;16", "I;16B"}:
         return _eight_bits(image).convert("RGB")
     if not image.has_transparency_data:

@@ -13,6 +13,7 @@ import signal
 import socket
 import struct
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -30,7 +31,7 @@ SHARED_BYTES = 8 * 2**20
 _BYTES_PER_PIXEL = 24
 """What decoding holds at most: 16 with a transparent WebP, plus 3 for the pixels that leave."""
 _COPIES = 5  # of the upload: as it came, without metadata, as Pillow and a decoder read it
-_BYTES_BESIDE = 64 * 2**20
+BYTES_BESIDE = 64 * 2**20
 _PR_SET_PDEATHSIG = 1
 _MOST_EXPENDABLE = "1000"
 
@@ -54,17 +55,41 @@ def main(
         niceness: how far others go first.
         descriptor: of our end of the socket.
     """
+    memory_bytes = _COPIES * most_bytes + _BYTES_PER_PIXEL * most_pixels + BYTES_BESIDE
+    serve(service_pid, memory_bytes, niceness, descriptor, _answer_next)
+
+
+def serve(
+    service_pid: int,
+    memory_bytes: int,
+    niceness: int,
+    descriptor: int,
+    answer_next: Callable[[socket.socket, mmap.mmap | None], None],
+) -> None:
+    """Answer orders until the other end hangs up.
+
+    Args:
+        service_pid: whose end is ours.
+        memory_bytes: that the orders take, beside what is there before the first.
+        niceness: how far others go first.
+        descriptor: of our end of the socket.
+        answer_next: takes the next order from the socket, or from memory that both sides see.
+    """
     for number in (signal.SIGINT, signal.SIGTERM):  # the service decides when we end
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGPROF})
     _end_with(service_pid)
-    _be_modest(_COPIES * most_bytes + _BYTES_PER_PIXEL * most_pixels + _BYTES_BESIDE, niceness)
+    _be_modest(memory_bytes, niceness)
     with socket.socket(fileno=descriptor) as service, suppress(EOFError, OSError):
         shared = _shared(service)
         service.sendall(READY)
         while True:
-            _answer(service, _next_order(service, shared), shared)
+            answer_next(service, shared)
+
+
+def _answer_next(service: socket.socket, shared: mmap.mmap | None) -> None:
+    _answer(service, _next_order(service, shared), shared)
 
 
 def fits(size: int, shared: mmap.mmap | None) -> bool:
@@ -111,17 +136,27 @@ def _data_bytes() -> int:
         for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
             if line.startswith("VmData:"):
                 return int(line.split()[1]) * 1024
-    return _BYTES_BESIDE
+    return BYTES_BESIDE
 
 
 def _next_order(service: socket.socket, shared: mmap.mmap | None) -> _Order:
-    size, at_least_px, max_pixels, budget_s = ORDER.unpack(_received(service, ORDER.size))
+    size, at_least_px, max_pixels, budget_s = ORDER.unpack(received(service, ORDER.size))
+    return _Order(upload(service, shared, size), at_least_px, max_pixels, budget_s)
+
+
+def upload(service: socket.socket, shared: mmap.mmap | None, size: int) -> bytes:
+    """Take the upload of an order, from where the other end put it."""
     if shared is not None and fits(size, shared):
-        return _Order(shared[:size], at_least_px, max_pixels, budget_s)
-    return _Order(bytes(_received(service, size)), at_least_px, max_pixels, budget_s)
+        return shared[:size]
+    return bytes(received(service, size))
 
 
-def _received(service: socket.socket, size: int) -> bytearray:
+def received(service: socket.socket, size: int) -> bytearray:
+    """Take so many bytes from the socket.
+
+    Raises:
+        EOFError: the other end hung up.
+    """
     data = bytearray(size)
     rest = memoryview(data)
     while rest:
@@ -137,16 +172,21 @@ def _answer(service: socket.socket, order: _Order, shared: mmap.mmap | None) -> 
     try:
         pixels_HWC = _decoded(order)
     except ImageError as error:
-        words = f"{error.code} {'-' if error.limit is None else error.limit} {error}".encode()
+        words = told(error)
         service.sendall(ANSWER.pack(0, 0, len(words)) + words)
         return
-    told, pixels = ANSWER.pack(*pixels_HWC.shape[:2], 0), pixels_HWC.data.cast("B")
+    answer, pixels = ANSWER.pack(*pixels_HWC.shape[:2], 0), pixels_HWC.data.cast("B")
     if shared is not None and fits(len(pixels), shared):
         shared[: len(pixels)] = pixels
-        service.sendall(told)
+        service.sendall(answer)
         return
-    service.sendall(told)
+    service.sendall(answer)
     service.sendall(pixels)
+
+
+def told(error: ImageError) -> bytes:
+    """Write what is wrong with an upload, as the other end reads it."""
+    return f"{error.code} {'-' if error.limit is None else error.limit} {error}".encode()
 
 
 def _decoded(order: _Order) -> decode.Pixels:

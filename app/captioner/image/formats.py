@@ -49,7 +49,7 @@ _OTHERS = {
     rb"8BPS": "a Photoshop file is not read: export it as JPEG or PNG",
     rb"\0\0\x01\0": "an icon is not read: save it as PNG",
     rb"(II|MM)[+\0][\0+]": "a BigTIFF is not read: save it as TIFF",
-    rb"....ftyp|\x1aE\xdf\xa3": "this is a video: send a picture of it",
+    rb"....ftyp|\x1aE\xdf\xa3": "this is a video: send it to /v1/clips, or a picture of it here",
     rb"PK\x03\x04|\x1f\x8b": "this is an archive: send the photos in it",
     rb"/9j/|iVBORw0KGgo|UklGR|R0lGOD": "this is base64: send the bytes, or JSON with it",
 }

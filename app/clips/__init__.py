@@ -1,0 +1,1 @@
+"""Moving pictures: a clip's frames, the shots that they make, and the shots' captions as tracks."""
