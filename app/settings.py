@@ -198,13 +198,12 @@ class Settings(BaseSettings):
         """How many of the bytes in flight may be one key's, of several: one upload always fits."""
         if len(self.api_keys) < 2:
             return self.max_inflight_bytes
-        largest = max(self.max_upload_bytes, self.most_clip_bytes)
-        return max(largest, int(self.max_inflight_bytes * self.max_key_share))
+        return max(self.max_upload_bytes, int(self.max_inflight_bytes * self.max_key_share))
 
     @property
     def most_clip_bytes(self) -> int:
-        """How many bytes a clip may have: no more than all that is in flight."""
-        return min(self.max_clip_bytes, self.max_inflight_bytes) if self.clips else 0
+        """How many bytes a clip may have: no more than one key may have in flight."""
+        return min(self.max_clip_bytes, self.max_inflight_bytes_per_key) if self.clips else 0
 
     @property
     def max_queue_per_key(self) -> int:
