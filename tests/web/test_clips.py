@@ -207,13 +207,24 @@ async def test_a_clip_at_fault_has_a_status_in_every_format():
             assert detail == "the file has sound and no pictures: send a clip with a video track"
 
 
+async def test_a_shot_is_described_from_several_of_its_frames_and_not_its_ends():
+    seen = []
+    captioner = ColourCaptioner()
+    said = captioner._said
+    captioner._said = lambda shot: seen.append(shot) or said(shot)
+    async with serving(captioner) as client:
+        body = (await ask(client, video([plain(RED)] * 40 + [plain(GREEN)] * 40))).json()
+    assert [each["caption"] for each in body["shots"]] == [CAR, FIELD]
+    assert [shot.shape for shot in seen] == [(6, 64, 64, 3)] * 2  # of eight, two a second
+
+
 async def test_what_goes_wrong_later_is_the_last_line():
     clip = video([plain(RED)] * 20 + [plain(GREEN)] * 20 + [plain(BLUE)] * 20)
     captioner = ColourCaptioner()
     said = captioner._said
 
     def fails(square):
-        if square.mean(axis=(0, 1))[2] > 100:  # blue
+        if square.reshape(-1, 3).mean(0)[2] > 100:  # blue
             raise RuntimeError("secret at 0x7f00deadbeef")
         return said(square)
 
@@ -369,7 +380,7 @@ async def test_a_phone_that_was_turned_is_turned_back(degrees):
     two[:24] = WHITE  # above
     async with serving(captioner) as client:
         await ask(client, turned(video([two] * 10), degrees))
-    (square,) = seen
+    ((square, *_),) = seen  # the frames of a shot
     side = {90: square[32, 56], 180: square[56, 32], 270: square[32, 8]}[degrees]
     assert side.min() > 200
 
