@@ -227,8 +227,10 @@ def read_settings(flags: Mapping[str, str] | None = None) -> Settings:
     """
     flags = flags or {}
     _refuse_unknown_names()
+    # one checkpoint takes the place of several, and nothing is tried beside it
+    instead = {"checkpoints": (), "canary": None} if "checkpoint" in flags else {}
     try:
-        return Settings(**{**_keys_of_files(), **flags})
+        return Settings(**{**_keys_of_files(), **flags, **instead})
     except ValidationError as error:
         raise SettingsError("; ".join(_complaints(error, flags))) from None
 

@@ -14,7 +14,7 @@ PROMISES = [
     content_type_conformance,
     response_schema_conformance,
 ]
-POSTED = {"/v1/captions", "/v1/admin/reload", "/v1/admin/canary"}
+POSTED = {"/v1/captions", "/v1/clips", "/v1/admin/reload", "/v1/admin/canary"}
 PROBES = {"/livez", "/startupz", "/readyz", "/healthz"}
 PATHS = sorted({*POSTED, *PROBES, "/v1/models", "/metrics"})
 

@@ -73,6 +73,14 @@ def test_checkpoints_that_leave_a_doubt_are_refused(monkeypatch, told, reason):
         read_settings()
 
 
+def test_a_checkpoint_of_the_command_line_takes_the_place_of_all(monkeypatch):
+    monkeypatch.setenv("CAPTION_CHECKPOINTS", "a,b")
+    monkeypatch.setenv("CAPTION_CANARY", "0.05")
+    settings = read_settings({"checkpoint": "c"})
+    assert settings.served_checkpoints == (Path("c"),)
+    assert settings.canary is None
+
+
 @pytest.mark.parametrize(
     "name", ["CAPTION_MAX_BATHC", "CAPTION_TORCH_THREADS", "CAPTION_LANE_PROCESSES"]
 )

@@ -373,7 +373,7 @@ async def test_openapi_describes_every_form_and_every_problem():
         for code in answer["content"].get("application/problem+json", {}).get("examples", {})
     }
     assert told == set(ALL_PROBLEM_TYPES) - {
-        *("not_found", "method_not_allowed", "checkpoint_refused")
+        *("not_found", "method_not_allowed", "checkpoint_refused", "clip_too_long")
     }
     assert {parameter["name"] for parameter in operation["parameters"]} == {
         "n_best",
