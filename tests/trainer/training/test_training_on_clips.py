@@ -1,5 +1,6 @@
 """Clips on the way from a directory to a served checkpoint, the way a person types it."""
 
+import json
 import sys
 
 import numpy as np
@@ -41,6 +42,18 @@ def test_clips_are_trained_on_scored_published_and_captioned(clips, frames, caps
     captioner.check_golden()
     squares = [captioner.read(photo(seed), max_pixels=10_000) for seed in range(5)]
     assert captioner.caption_frames(squares)[0].text
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("frames", ["mean", "lstm"])
+def test_clips_are_published_with_int8_and_scores(clips, frames):
+    assert fit(clips, "run", f"network.frames={frames}", "network.frames_per_clip=3") == 0
+    data, store = str(clips / "data"), str(clips / "store")
+    publish = ["publish", str(clips / "run"), "--version", "1", "--store", store, "--data", data]
+    assert main([*publish, "--degenerate"]) == 0
+    directory = clips / "store" / "tiny" / "1"
+    assert "cider" in json.loads((directory / "manifest.json").read_text())["scores"]["dev"]
+    Captioner.load(directory, precision="int8").check_golden()
 
 
 def test_a_checkpoint_without_the_graph_that_reads_frames_is_refused(clips):
