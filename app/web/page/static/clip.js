@@ -3,6 +3,9 @@
 import { byId, make, percent } from "./dom.js";
 import { clock, vttOf } from "./tracks.js";
 
+/** At the very time of a cut browsers show the cues of both shots. */
+const PAST_CUT_S = 0.01;
+
 /** Shows one clip; a video plays, an image that moves does so by itself. */
 export class Clip {
   #video = byId("clip");
@@ -72,7 +75,7 @@ export class Clip {
 
   #button(shot) {
     const button = make("button", { type: "button", className: "shot" }, ...parts(shot));
-    button.addEventListener("click", () => (this.#video.currentTime = shot.start_s));
+    button.addEventListener("click", () => (this.#video.currentTime = shot.start_s + PAST_CUT_S));
     return button;
   }
 
