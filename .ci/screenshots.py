@@ -16,6 +16,7 @@ from skimage.measure import label
 
 from app.settings import Settings
 from support.chromium import Chromium, chromium
+from support.clips import video
 from support.service_process import Process
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,6 +31,10 @@ DRAWINGS = {  # file: ground, what is added to the colours of the dog
     "dog-in-snow.jpg": ("snow", (0, 0, 0)),
 }
 SHOWN = "dog-on-sand.jpg"
+CLIP_NAME = "dog-on-its-way.webm"
+CLIP = ("water", "sand", "snow")
+CLIP_SIDES = (640, 480)
+SHOT_S, FPS = 4, 10
 
 
 def draw(ground: str, colour: tuple[int, int, int]) -> Image.Image:
@@ -85,6 +90,28 @@ def show(browser: Chromium, url: str, photos: list[Path], word: str) -> None:
     time.sleep(1)  # what moves comes to rest
 
 
+def film(place: Path) -> Path:
+    """Make a video of some drawings, a few seconds each, of a kind that Chromium plays."""
+    drawn = [np.asarray(draw(ground, (0, 0, 0)).resize(CLIP_SIDES)) for ground in CLIP]
+    pictures = [each for picture in drawn for each in [picture] * (SHOT_S * FPS)]
+    path = place / CLIP_NAME
+    path.write_bytes(video(pictures, fps=FPS, kind="webm", codec="libvpx", b="2M"))
+    return path
+
+
+def show_clip(browser: Chromium, url: str, clip: Path) -> None:
+    """Have a clip described, and go to its second shot."""
+    browser.get(url)
+    browser.wait_for("#health[data-state=ready]")
+    browser.one("#files").send_keys(str(clip))
+    browser.wait_for("#history-list [data-state=done]")
+    browser.wait_until("document.getElementById('clip').readyState >= 1")
+    browser.execute_script("arguments[0].click()", browser.all("#shots button")[1])
+    browser.wait_for("li:nth-child(2) > .shot[aria-current]")
+    browser.execute_script("scrollTo(0, 0)")
+    time.sleep(1)  # what moves comes to rest
+
+
 def shoot(browser: Chromium, name: str) -> None:
     """Write what is seen, each colour rounded a little: that halves a photo as PNG."""
     seen = Image.open(io.BytesIO(browser.get_screenshot_as_png())).convert("RGB")
@@ -117,6 +144,9 @@ def main() -> None:
                 browser.look(dark=dark, width=width, height=height)
                 show(browser, service.url, photos, "dog")
                 shoot(browser, name)
+            browser.look(width=1280, height=620)
+            show_clip(browser, service.url, film(place))
+            shoot(browser, "page-clip.png")
 
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ from starlette.routing import Route
 
 _HERE: Final = Path(__file__).parent
 _SCRIPTS: Final = (
-    "api", "app", "camera", "copies", "detail", "dom", "heat", "history", "intake", "keys",
-    "problems", "session", "sentence", "times",
+    "api", "app", "camera", "clip", "copies", "detail", "dom", "heat", "history", "intake", "keys",
+    "kinds", "problems", "session", "sentence", "times", "tracks",
 )  # fmt: skip
 _PAGE: Final = {
     "/": "static/index.html",
@@ -60,8 +60,10 @@ _POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
 )
-# Photos are shown from memory, and nothing may turn text into markup.
-_PAGE_POLICY: Final = _POLICY + "img-src 'self' blob:; require-trusted-types-for 'script'"
+# Photos, clips and their tracks are shown from memory, and nothing may turn text into markup.
+_PAGE_POLICY: Final = (
+    _POLICY + "img-src 'self' blob:; media-src blob:; require-trusted-types-for 'script'"
+)
 # Swagger UI draws its icons from its style sheet, and writes markup of its own.
 _DOCS_POLICY: Final = _POLICY + "img-src 'self' data:"
 _HEADERS: Final = {

@@ -50,12 +50,32 @@ export class Service {
    * @returns {Promise<{answer: Object, stages: Map<string, number>, tookMs: number}>}
    * @throws {Problem}
    */
-  async caption(file) {
+  caption(file) {
+    return this.#post(`v1/captions?${this.query}`, "image", file);
+  }
+
+  /**
+   * Have the shots of a clip described; it is sent as it is.
+   * @param {File} file a video, or an image that moves
+   * @returns {Promise<{answer: Object, stages: Map<string, number>, tookMs: number}>}
+   * @throws {Problem} of a clip; its code is `no_clips` where the service takes none
+   */
+  async describe(file) {
+    try {
+      return await this.#post("v1/clips", "file", file);
+    } catch (problem) {
+      if (!(problem instanceof Problem)) throw problem;
+      const code = problem.code === "not_found" ? "no_clips" : problem.code;
+      throw Object.assign(problem, { code, thing: "clip" });
+    }
+  }
+
+  async #post(path, field, file) {
     await check(file);
     const form = new FormData();
-    form.append("image", file, file.name);
+    form.append(field, file, file.name);
     const beganMs = performance.now();
-    const answer = await this.#fetch(`v1/captions?${this.query}`, { method: "POST", body: form }, file.size);
+    const answer = await this.#fetch(path, { method: "POST", body: form }, file.size);
     if (!answer.ok) throw await problemOf(answer, file.size);
     const told = await readJson(answer);
     return { answer: told, stages: stagesOf(answer), tookMs: performance.now() - beganMs };

@@ -1,11 +1,22 @@
 /** The answer in the forms that people paste elsewhere. */
 
+import { vttOf } from "./tracks.js";
+
 /** Give the text of a candidate in one of the forms. */
 export const FORMS = {
   text: ({ candidate }) => candidate.caption,
   alt: ({ candidate }) => `alt="${escaped(candidate.caption)}"`,
   json: ({ item }) => pretty(item.answer),
-  curl: ({ item, service }) => curl(item.file.name, service),
+  curl: ({ item, service }) =>
+    curlOf("image", item.file.name, `${service.address("v1/captions")}?${service.query}`, service),
+};
+
+/** Give a clip in one of the forms. */
+export const CLIP_FORMS = {
+  text: ({ item }) => item.answer.summary,
+  vtt: ({ item }) => vttOf(item.answer.shots),
+  json: ({ item }) => pretty(item.answer),
+  curl: ({ item, service }) => curlOf("file", item.file.name, `${service.address("v1/clips")}`, service),
 };
 
 const escaped = (text) =>
@@ -19,11 +30,11 @@ function pretty(answer) {
 }
 
 /** Give the command that asks the same; a key stays out of it. */
-function curl(filename, service) {
+function curlOf(field, filename, address, service) {
   const name = filename.replace(/[\\"]/g, "\\$&");
-  const part = /[,;"\\]/.test(filename) ? `image=@"${name}"` : `image=@${filename}`;
+  const part = /[,;"\\]/.test(filename) ? `${field}=@"${name}"` : `${field}=@${filename}`;
   const key = service.key ? ` -H "Authorization: Bearer $CAPTION_API_KEY"` : "";
-  return `curl${key} -F ${quoted(part)} ${quoted(`${service.address("v1/captions")}?${service.query}`)}`;
+  return `curl${key} -F ${quoted(part)} ${quoted(address)}`;
 }
 
 const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;

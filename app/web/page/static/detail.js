@@ -1,6 +1,7 @@
-/** The photo that is shown large, and all that was said of it. */
+/** The photo or clip that is shown large, and all that was said of it. */
 
-import { copy, FORMS } from "./copies.js";
+import { Clip } from "./clip.js";
+import { CLIP_FORMS, copy, FORMS } from "./copies.js";
 import { announce, byId, bytes, make, percent } from "./dom.js";
 import { place } from "./heat.js";
 import { inPlainWords } from "./problems.js";
@@ -9,13 +10,15 @@ import { showTimes } from "./times.js";
 
 const COPIED_MS = 1600;
 
-/** Shows the selected photo of a session. */
+/** Shows the selected photo or clip of a session. */
 export class Detail {
   fit = "squeeze";
   #session;
   #service;
   #sentence = new Sentence();
   #photo = byId("photo");
+  #clip = new Clip((shown) => this.#played(shown));
+  #url = "";
 
   constructor(session, service) {
     this.#session = session;
@@ -34,19 +37,38 @@ export class Detail {
     const item = this.#session.selected;
     byId("detail").hidden = !item;
     document.body.dataset.view = item ? "photos" : "empty";
+    if (this.#url !== (item?.url ?? "")) this.#showPicture(item);
     if (!item) return;
-    if (this.#photo.getAttribute("src") !== item.url) this.#showPhoto(item);
     byId("working").hidden = !["waiting", "sending"].includes(item.state);
     byId("working").textContent = item.state === "waiting" && item.note ? item.note : "Looking …";
     byId("failure").hidden = item.state !== "failed";
-    byId("answer").hidden = item.state !== "done";
+    const isPhoto = item.kind === "photo";
+    byId("failure-title").textContent = `No sentence for this ${isPhoto ? "photo" : "clip"}`;
+    byId("answer").hidden = item.state !== "done" || !isPhoto;
+    byId("clip-answer").hidden = item.state !== "done" || isPhoto;
+    byId("detail").setAttribute("aria-labelledby", isPhoto ? "caption" : "clip-summary");
     byId("detail").setAttribute("aria-busy", String(!byId("working").hidden));
     if (item.state === "failed") byId("failure-text").textContent = inPlainWords(item.problem);
     if (item.state === "done") this.#showAnswer(item);
   }
 
-  #showPhoto(item) {
-    this.#photo.src = item.url;
+  #showPicture(item) {
+    const isVideo = item?.kind === "video";
+    this.#url = item?.url ?? "";
+    this.#clip.unload();
+    byId("clip").hidden = !isVideo;
+    byId("frame").classList.remove("blank");
+    byId("frame").classList.toggle("wide", isVideo);
+    byId("unseen").hidden = true;
+    const kind = isVideo ? "play this kind of video" : "show this kind of photo";
+    byId("unseen").textContent = `This browser cannot ${kind}.`;
+    if (!item) return;
+    if (isVideo) {
+      this.#photo.hidden = true;
+      this.#clip.load(item);
+    } else {
+      this.#photo.src = item.url;
+    }
     byId("heat").classList.remove("on");
     byId("filename").textContent = item.file.name;
     byId("facts").textContent = bytes(item.file.size);
@@ -54,6 +76,7 @@ export class Detail {
 
   #seen(shown) {
     const item = this.#session.selected;
+    if (item?.kind === "video") return;
     this.#photo.hidden = !shown;
     byId("unseen").hidden = shown;
     byId("frame").classList.toggle("blank", !shown);
@@ -63,8 +86,24 @@ export class Detail {
     byId("facts").textContent = `${naturalWidth} × ${naturalHeight} · ${bytes(item.file.size)}`;
   }
 
+  /** Show the player, or say that the browser has none for this; its shots are told all the same. */
+  #played(shown) {
+    const item = this.#session.selected;
+    if (item?.kind !== "video") return;
+    byId("clip").hidden = !shown;
+    byId("unseen").hidden = shown;
+    byId("frame").classList.toggle("blank", !shown);
+    byId("facts").textContent = [...(shown ? this.#clip.facts : []), bytes(item.file.size)].join(" · ");
+    if (item.state === "done") this.#showAnswer(item);
+  }
+
   #showAnswer(item) {
     const { result } = item;
+    if (item.kind !== "photo") {
+      this.#photo.alt = result.caption ?? "";
+      this.#clip.show(item);
+      return;
+    }
     this.#photo.alt = result.caption ?? "";
     this.#showChosen(item);
     showNote("withheld", result.withheld && "The service would rather not say: it is not sure enough. It might be:");
@@ -105,8 +144,9 @@ export class Detail {
 
   async #copy(button) {
     const item = this.#session.selected;
-    const candidate = item.result.candidates[item.chosen];
-    const text = FORMS[button.dataset.copy]({ item, candidate, service: this.#service });
+    const candidate = item.result.candidates?.[item.chosen];
+    const forms = item.kind === "photo" ? FORMS : CLIP_FORMS;
+    const text = forms[button.dataset.copy]({ item, candidate, service: this.#service });
     const done = await copy(text);
     announce(done ? "Copied." : "The browser does not let this page copy.");
     button.dataset.copied = done ? "Copied" : "Not allowed";

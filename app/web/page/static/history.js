@@ -1,4 +1,4 @@
-/** The list of this session's photos. */
+/** The list of this session's photos and clips. */
 
 import { byId, make, percent } from "./dom.js";
 
@@ -28,9 +28,9 @@ export class History {
   }
 
   #add(item) {
-    const photo = make("img", { src: item.url, alt: "", loading: "lazy", decoding: "async" });
-    photo.addEventListener("error", () => photo.remove());
-    const thumb = make("span", { className: "thumb" }, photo);
+    const picture = pictureOf(item);
+    picture.addEventListener("error", () => picture.remove());
+    const thumb = make("span", { className: "thumb" }, picture);
     const text = make("span", {}, make("span", { className: "line" }), make("span", { className: "sub" }));
     const button = make("button", { type: "button" }, thumb, text);
     button.addEventListener("click", () => {
@@ -53,6 +53,11 @@ export class History {
     }
     byId("history").hidden = this.#session.items.length === 0;
   }
+}
+
+function pictureOf({ kind, url }) {
+  if (kind !== "video") return make("img", { src: url, alt: "", loading: "lazy", decoding: "async" });
+  return make("video", { src: url, muted: true, playsInline: true, preload: "metadata", "aria-hidden": "true" });
 }
 
 /** On a narrow screen the photo stands above the list. */

@@ -1,6 +1,7 @@
-/** The ways in which photos come: chosen, dropped, pasted, or the drawing that is here. */
+/** The ways in which photos and clips come: chosen, dropped, pasted, or the drawing that is here. */
 
 import { byId } from "./dom.js";
+import { looksLikeVideo } from "./kinds.js";
 
 const NOT_FILES = "There was no photo in that. Save the photo first, then drop or paste the file.";
 const PHOTO_NAME = /\.(jpe?g|png|webp|gif|bmp|tiff?|avif|hei[cf])$/i;
@@ -47,7 +48,7 @@ function connectDropping(take) {
   });
 }
 
-/** Give what was dropped; of a folder the photos in it, and in the folders in it. */
+/** Give what was dropped; of a folder the photos and clips in it, and in the folders in it. */
 async function filesOf(transfer) {
   const files = [...transfer.files]; // gone after the first wait
   const entries = [...transfer.items].map((item) => item.webkitGetAsEntry?.()).filter(Boolean);
@@ -58,7 +59,7 @@ async function filesOf(transfer) {
 async function photosIn(entry, inFolder = true) {
   if (entry.isFile) {
     const file = await new Promise((done, failed) => entry.file(done, failed));
-    return inFolder && !looksLikePhoto(file) ? [] : [file];
+    return inFolder && !isWanted(file) ? [] : [file];
   }
   const reader = entry.createReader();
   const photos = [];
@@ -69,7 +70,7 @@ async function photosIn(entry, inFolder = true) {
   }
 }
 
-const looksLikePhoto = ({ type, name }) => type.startsWith("image/") || PHOTO_NAME.test(name);
+const isWanted = (file) => file.type.startsWith("image/") || PHOTO_NAME.test(file.name) || looksLikeVideo(file);
 
 function connectPasting(take) {
   addEventListener("paste", (event) => {

@@ -1,5 +1,6 @@
-/** The photos of this session, and the few that are under way at a time. */
+/** The photos and clips of this session, and the few that are under way at a time. */
 
+import { looksLikeVideo, moves } from "./kinds.js";
 import { Problem, passes } from "./problems.js";
 
 const AT_ONCE = 4;
@@ -9,11 +10,12 @@ const LONGEST_WAIT_S = 10;
 /**
  * @typedef {Object} Item
  * @property {File} file
- * @property {string} url where the browser shows the photo from
+ * @property {string} url where the browser shows it from
+ * @property {"photo"|"animation"|"video"} kind an image is a photo until it was looked at
  * @property {"waiting"|"sending"|"done"|"failed"} state
  * @property {string} note why it waits
  * @property {Object} answer what the service said, as it said it
- * @property {Object} result of this photo in the answer
+ * @property {Object} result of this photo in the answer; of a clip its summary
  * @property {Problem} problem
  * @property {number} chosen which candidate is shown
  */
@@ -37,6 +39,7 @@ export class Session extends EventTarget {
     const items = [...files].map((file) => ({
       file,
       url: URL.createObjectURL(file),
+      kind: looksLikeVideo(file) ? "video" : "photo",
       state: "waiting",
       note: "",
       tries: 0,
@@ -90,15 +93,31 @@ export class Session extends EventTarget {
     Object.assign(item, { state: "sending", tries: item.tries + 1 });
     this.#changed(item);
     try {
-      Object.assign(item, await this.#service.caption(item.file));
-      item.result = item.answer.results[0];
-      item.state = "done";
+      Object.assign(item, await this.#ask(item), { state: "done" });
     } catch (problem) {
       this.#failed(item, problem);
     }
     this.#sending -= 1;
     this.#changed(item);
     this.#sendNext();
+  }
+
+  async #ask(item) {
+    if (item.kind === "photo" && (await moves(item.file))) item.kind = "animation";
+    if (item.kind === "photo") return this.#caption(item);
+    try {
+      const told = await this.#service.describe(item.file);
+      return { ...told, result: { caption: told.answer.summary } };
+    } catch (problem) {
+      if (item.kind !== "animation" || problem.code !== "no_clips") throw problem;
+      item.kind = "photo"; // which its first picture is
+      return this.#caption(item);
+    }
+  }
+
+  async #caption(item) {
+    const told = await this.#service.caption(item.file);
+    return { ...told, result: told.answer.results[0] };
   }
 
   #failed(item, problem) {
@@ -115,7 +134,8 @@ export class Session extends EventTarget {
   }
 
   #delay(item, seconds) {
-    Object.assign(item, { state: "waiting", delayed: true, note: "The service is busy; this photo waits." });
+    const thing = item.kind === "photo" ? "photo" : "clip";
+    Object.assign(item, { state: "waiting", delayed: true, note: `The service is busy; this ${thing} waits.` });
     setTimeout(() => {
       item.delayed = false;
       this.#sendNext();
