@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from fastapi import Request
 from pydantic import ValidationError
 
+from app.captioner.image import formats
+from app.clips import kinds
 from app.observability import echo
 from app.web import multipart
 from app.web.multipart import Part, TooManyParts
@@ -19,7 +21,7 @@ _MOST_QUERY_BYTES = 1024
 _MOST_QUERY_PARAMETERS = 16
 _LOOP_BYTES = 2**22  # a form of more is split in a thread
 _ONE_CLIP = "Expected one clip: for several images that are its frames, add frames=true"
-_JSON = "A clip does not come as JSON: send its bytes, or multipart/form-data"
+_NO_CLIP = "Neither JSON nor a urlencoded form holds a clip: send its bytes, or multipart/form-data"
 
 
 @dataclass(frozen=True)
@@ -52,9 +54,10 @@ async def read(request: Request, max_frames: int) -> ClipUpload:
     media_type = content_type.partition(";")[0].strip().lower()
     # Not ``request.body()``, which joins the one piece with an empty one: a copy.
     body = b"".join([piece async for piece in request.stream() if piece])
-    if media_type.endswith(("/json", "+json")) or media_type == "application/x-www-form-urlencoded":
-        raise UnsupportedMediaType(_JSON)
-    if media_type != "multipart/form-data":
+    known = kinds.container_of(body) is not None or formats.is_image(body)
+    if not known and media_type.endswith(("/json", "+json", "/x-www-form-urlencoded")):
+        raise UnsupportedMediaType(_NO_CLIP)
+    if known or media_type != "multipart/form-data":  # curl says urlencoded of any bytes
         return _checked(ClipUpload(None, (body,) if body else (), query), max_frames)
     if len(body) < _LOOP_BYTES:
         return _read_form(content_type, body, query, max_frames)

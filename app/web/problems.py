@@ -94,7 +94,7 @@ class ModelNotFound(RequestError):
 
     def __init__(self, asked: str, served: Sequence[str]) -> None:
         names = ", ".join(served[:_MOST_ERRORS])
-        super().__init__(f"{echo.field(asked)} is not served: choose one of {names}")
+        super().__init__(f"no checkpoint {echo.field(asked)} is served: choose one of {names}")
 
 
 class SlowBody(RequestError):

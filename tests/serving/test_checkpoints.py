@@ -112,7 +112,7 @@ async def test_one_that_is_not_served_is_told_with_those_that_are(model):
         ]
     for answer in told:
         detail = problem(answer, 404, "model_not_found")["detail"]
-        assert detail.endswith("is not served: choose one of tiny@1, tiny@2")
+        assert detail.endswith("is served: choose one of tiny@1, tiny@2")
         assert len(detail) < 140
     assert [each.batches for each in served] == [[], []]
 
@@ -351,7 +351,7 @@ async def test_a_reload_says_which_it_could_mean():
     told = problem(unclear, 422, "invalid_request")["detail"]
     assert told == "model: Input should be one of tiny@6, tiny@7"
     told = problem(unknown, 404, "model_not_found")["detail"]
-    assert told == "tiny@5 is not served: choose one of tiny@6, tiny@7, other@1"
+    assert told == "no checkpoint tiny@5 is served: choose one of tiny@6, tiny@7, other@1"
 
 
 async def test_what_another_place_serves_is_refused():

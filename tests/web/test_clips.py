@@ -299,10 +299,23 @@ async def test_options_that_mean_nothing_are_refused(mp4, query):
     problem(answer, 422, "invalid_request")
 
 
-async def test_json_is_refused_with_what_would_work():
+@pytest.mark.parametrize(
+    "media_type", ["application/json", "application/x-www-form-urlencoded", "multipart/form-data"]
+)
+async def test_a_clip_is_told_by_its_bytes_whatever_is_said_of_them(mp4, media_type):
+    """`curl --data-binary` says urlencoded."""
+    moving = animation([plain(RED)] * 2 + [plain(BLUE)] * 2, "GIF")
     async with serving(ColourCaptioner()) as client:
-        answer = await client.post("/v1/clips", json={"images": []})
-    assert "multipart" in problem(answer, 415, "unsupported_media_type")["detail"]
+        for clip in (mp4, moving):
+            answer = await ask(client, clip, {"content-type": media_type})
+            assert answer.status_code == 200, answer.text
+
+
+async def test_json_and_urlencoded_forms_are_refused_with_what_would_work():
+    async with serving(ColourCaptioner()) as client:
+        for body in ({"json": {"images": []}}, {"data": {"file": "abc"}}):
+            answer = await client.post("/v1/clips", **body)
+            assert "multipart" in problem(answer, 415, "unsupported_media_type")["detail"]
 
 
 async def test_clips_can_be_switched_off(mp4):
