@@ -15,7 +15,7 @@ import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
@@ -412,6 +412,25 @@ def without_nan(value: Any) -> Any:
     if isinstance(value, list):
         return [without_nan(each) for each in value]
     return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def table(
+    first: str, columns: Mapping[str, tuple[str, str]], rows: Mapping[str, Mapping[str, Any]]
+) -> list[str]:
+    """Give the lines of a table.
+
+    Args:
+        first: title of the column of the rows' names.
+        columns: title and format by the key of a value.
+        rows: values by name.
+    """
+    width = max(map(len, (first, *rows))) + 1
+    titles = "".join(heading(title, form) for title, form in columns.values())
+    lines = [
+        f"{name:{width}}" + "".join(format(row[key], form) for key, (_, form) in columns.items())
+        for name, row in rows.items()
+    ]
+    return [f"{first:{width}}{titles}", *lines]
 
 
 def heading(title: str, form: str) -> str:

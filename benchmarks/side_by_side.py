@@ -159,15 +159,6 @@ COLUMNS = {
 }
 
 
-def _table(rows: dict[str, dict[str, Any]]) -> list[str]:
-    titles = "".join(load.heading(title, form) for title, form in COLUMNS.values())
-    lines = [
-        f"{name:20}" + "".join(format(row[key], form) for key, (_, form) in COLUMNS.items())
-        for name, row in rows.items()
-    ]
-    return [f"{'checkpoints':20}{titles}", *lines]
-
-
 def main() -> None:
     """Print the table, then one JSON line."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -194,7 +185,7 @@ def main() -> None:
             seconds=args.seconds,
         )
     line = {"benchmark": "side_by_side", "clients": args.clients, "cases": rows}
-    result.report(_table(rows), load.without_nan(line), args.output)
+    result.report(load.table("checkpoints", COLUMNS, rows), load.without_nan(line), args.output)
 
 
 if __name__ == "__main__":

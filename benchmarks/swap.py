@@ -242,15 +242,6 @@ COLUMNS = {
 }
 
 
-def _table(rows: dict[str, dict[str, Any]]) -> list[str]:
-    titles = "".join(load.heading(title, form) for title, form in COLUMNS.values())
-    lines = [
-        f"{name:10}" + "".join(format(row[key], form) for key, (_, form) in COLUMNS.items())
-        for name, row in rows.items()
-    ]
-    return [f"{'load':10}{titles}", *lines]
-
-
 def main() -> None:
     """Print the table, then one JSON line."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -276,7 +267,7 @@ def main() -> None:
             seen = uvloop.run(Load(server, posts).part(part * per_s, args.swaps, args.between_s))
             rows[f"{part:g}"] = summary(seen)
     line = {"benchmark": "swap", "clients": args.clients, "per_s": per_s, "loads": rows}
-    result.report(_table(rows), load.without_nan(line), args.output)
+    result.report(load.table("load", COLUMNS, rows), load.without_nan(line), args.output)
 
 
 if __name__ == "__main__":

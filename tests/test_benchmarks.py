@@ -897,7 +897,7 @@ def test_requests_that_overlap_with_a_swap_are_told_from_the_others():
     assert (row["refused_between"], row["refused_during"], row["broken"]) == (1, 1, 1)
     assert (row["swaps"], row["swap_s"]) == (2, 1.5)
     assert (row["rss_before_mb"], row["rss_most_mb"], row["rss_after_mb"]) == (300, 600, 400)
-    assert len(swap._table({"full": row})) == 2
+    assert len(load.table("load", swap.COLUMNS, {"full": row})) == 2
 
 
 def test_a_tiny_checkpoint_is_swapped_under_a_tiny_load(checkpoint):
@@ -934,4 +934,4 @@ def test_tiny_checkpoints_are_asked_side_by_side(checkpoint, tmp_path):
     assert rows["1 served, 1 asked"]["ratio"] == 1
     assert all(row["per_s"] > 0 for row in rows.values())
     assert 0 < rows["1 served, 1 asked"]["loaded_mb"] < rows["3 served, 3 asked"]["loaded_mb"]
-    assert len(side_by_side._table(rows)) == 5
+    assert len(load.table("checkpoints", side_by_side.COLUMNS, rows)) == 5

@@ -1,7 +1,7 @@
 """Shots with their captions: neighbours that say the same become one, and what sums them up."""
 
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 from app.captioner.presentation import Told
 
@@ -30,6 +30,28 @@ class DescribedShot:
     def duration_s(self) -> float:
         """Give how long it lasts."""
         return self.end_s - self.start_s
+
+    def members(self, n_best: int) -> dict[str, Any]:
+        """Give it as JSON has it, with so many candidates."""
+        best = self.told[0]
+        return {
+            "start_s": round(self.start_s, 3),
+            "end_s": round(self.end_s, 3),
+            "keyframe_s": round(self.keyframe_s, 3),
+            "caption": self.told.text,
+            "log_prob": best.log_prob,
+            "confidence": best.confidence,
+            **({"withheld": self.told.withheld} if self.told.withheld else {}),
+            "candidates": [
+                {
+                    "caption": each.text,
+                    "log_prob": each.log_prob,
+                    "score": each.score,
+                    "confidence": each.confidence,
+                }
+                for each in self.told[:n_best]
+            ],
+        }
 
 
 def say_the_same(one: str, other: str) -> bool:

@@ -5,14 +5,35 @@ S side of the network's square
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, Self
 
 from app.captioner.errors import ClipTooLong, UndecodableImage
 from app.captioner.image.decode import Pixels
 from app.captioner.image.fit import Fit, Resampling
 
+if TYPE_CHECKING:
+    from app.captioner.manifest import ImageGeometry
+
 DEFAULT_FPS = 2.0
 _NEAR_S = 1e-4  # clocks of containers round
+_INCOMPLETE: Final = "The clip has more frames than are looked at: its end is not described."
+_DAMAGED: Final = "Some of the clip could not be decoded, and is not described."
+
+
+class Limits(Protocol):
+    """What a machine may do for a clip; settings have it."""
+
+    @property
+    def max_clip_s(self) -> float:
+        """Seconds that a clip may last."""
+
+    @property
+    def max_pixels(self) -> int:
+        """Of a frame."""
+
+    @property
+    def max_clip_pixels_per_s(self) -> int:
+        """Width times height times frames in a second."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +59,20 @@ class Sampling:
     size_px: int
     fit: Fit
     resampling: Resampling
+
+    @classmethod
+    def within(cls, limits: Limits, image: "ImageGeometry", *, fps: float, max_frames: int) -> Self:
+        """Read a clip for a network that sees such images."""
+        return cls(
+            fps=fps,
+            max_frames=max_frames,
+            max_s=limits.max_clip_s,
+            max_pixels=limits.max_pixels,
+            max_pixels_per_s=limits.max_clip_pixels_per_s,
+            size_px=image.size_px,
+            fit=image.fit,
+            resampling=image.resampling,
+        )
 
 
 class Frame(NamedTuple):
@@ -66,6 +101,12 @@ class End(NamedTuple):
     complete: bool = True
     whole: bool = True
     warning: str | None = None
+
+    @property
+    def warnings(self) -> str | None:
+        """Tell a person all of it; None where there is nothing."""
+        said = (self.warning, not self.complete and _INCOMPLETE, not self.whole and _DAMAGED)
+        return " ".join(each for each in said if each) or None
 
 
 class Sampler:

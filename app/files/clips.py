@@ -121,6 +121,9 @@ def _here(name: str, options: argparse.Namespace, settings: Settings) -> str:
 
 
 def _written(shots: Sequence[DescribedShot], end: End, options: argparse.Namespace) -> str:
+    """Write the shots; a track has no place for a warning, so a person is told it too."""
+    if end.warnings:
+        complain(f"{options.photos[0]}: {end.warnings}")
     if options.format == "vtt":
         return tracks.vtt(shots)
     if options.format == "srt":
@@ -133,31 +136,10 @@ def _written(shots: Sequence[DescribedShot], end: End, options: argparse.Namespa
             "clip": options.photos[0],
             "duration_s": round(end.duration_s, 3),
             "summary": summary.text,
-            "shots": [_members(each, options.n_best) for each in shots],
+            "shots": [each.members(options.n_best) for each in shots],
+            **({"warning": end.warnings} if end.warnings else {}),
         }
     )
-
-
-def _members(shot: DescribedShot, n_best: int) -> dict[str, Any]:
-    best = shot.told[0]
-    return {
-        "start_s": round(shot.start_s, 3),
-        "end_s": round(shot.end_s, 3),
-        "keyframe_s": round(shot.keyframe_s, 3),
-        "caption": shot.told.text,
-        "log_prob": best.log_prob,
-        "confidence": best.confidence,
-        **({"withheld": shot.told.withheld} if shot.told.withheld else {}),
-        "candidates": [
-            {
-                "caption": each.text,
-                "log_prob": each.log_prob,
-                "score": each.score,
-                "confidence": each.confidence,
-            }
-            for each in shot.told[:n_best]
-        ],
-    }
 
 
 class _Describer:
@@ -181,16 +163,7 @@ class _Describer:
 
     def _clip(self, data: bytes) -> Iterator[Frame | End]:
         about, settings = self._captioner.manifest.image, self._settings
-        how = Sampling(
-            fps=self._fps,
-            max_frames=settings.max_clip_frames,
-            max_s=settings.max_clip_s,
-            max_pixels=settings.max_pixels,
-            max_pixels_per_s=settings.max_clip_pixels_per_s,
-            size_px=about.size_px,
-            fit=about.fit,
-            resampling=about.resampling,
-        )
+        how = Sampling.within(settings, about, fps=self._fps, max_frames=settings.max_clip_frames)
         return reading.frames(data, how)
 
     def _images(self, files: Sequence[bytes]) -> Iterator[Frame | End]:

@@ -84,17 +84,8 @@ class Clips:
 
     def sampling(self, fps: float, max_frames: int, served: Served) -> Sampling:
         """Say how a clip is read for the captioner that is served."""
-        settings, about = self._settings, served.captioner.manifest.image
-        return Sampling(
-            fps=fps,
-            max_frames=max_frames,
-            max_s=settings.max_clip_s,
-            max_pixels=settings.max_pixels,
-            max_pixels_per_s=settings.max_clip_pixels_per_s,
-            size_px=about.size_px,
-            fit=about.fit,
-            resampling=about.resampling,
-        )
+        about = served.captioner.manifest.image
+        return Sampling.within(self._settings, about, fps=fps, max_frames=max_frames)
 
     async def describe(
         self, frames: AsyncGenerator[Frame | End, None], asked: ClipRequest

@@ -3,17 +3,14 @@
 import json
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from starlette.types import Receive, Scope, Send
 
 from app.clips import tracks
 from app.clips.described import DescribedShot, Summary
 from app.clips.sampling import End
-from app.web.schemas import Candidate, CheckpointName, ClipEnd, ClipFormat, ClipResponse, ClipShot
-
-if TYPE_CHECKING:
-    from app.captioner.captions import Caption
+from app.web.schemas import CheckpointName, ClipEnd, ClipFormat, ClipResponse, ClipShot
 
 MEDIA_TYPES: Final[dict[ClipFormat, str]] = {
     "json": "application/json",
@@ -21,8 +18,6 @@ MEDIA_TYPES: Final[dict[ClipFormat, str]] = {
     "vtt": tracks.VTT,
     "srt": tracks.SRT,
 }
-_INCOMPLETE: Final = "The clip has more frames than are looked at: its end is not described."
-_DAMAGED: Final = "Some of the clip could not be decoded, and is not described."
 
 
 def format_of(accept: str) -> ClipFormat:
@@ -67,22 +62,11 @@ class ClipWriter:
     def shot(self, shot: DescribedShot) -> ClipShot:
         """Give a shot as JSON has it, and let it count for the summary."""
         self._summary.add(shot)
-        told = shot.told
-        return ClipShot(
-            start_s=round(shot.start_s, 3),
-            end_s=round(shot.end_s, 3),
-            keyframe_s=round(shot.keyframe_s, 3),
-            caption=told.text,
-            log_prob=told[0].log_prob,
-            confidence=told[0].confidence,
-            candidates=[_candidate(each) for each in told[: self._n_best]],
-            **({"withheld": told.withheld} if told.withheld else {}),
-        )
+        return ClipShot(**shot.members(self._n_best))
 
     def end(self, end: End) -> ClipEnd:
         """Give what is known at the end."""
-        said = (end.warning, not end.complete and _INCOMPLETE, not end.whole and _DAMAGED)
-        warning = " ".join(each for each in said if each)
+        warning = end.warnings
         return ClipEnd(
             request_id=self._request_id,
             model=self._model,
@@ -105,15 +89,6 @@ class ClipWriter:
         """Write a line of NDJSON."""
         found = self.end(each) if isinstance(each, End) else self.shot(each)
         return found.model_dump_json(exclude_unset=True).encode() + b"\n"
-
-
-def _candidate(caption: "Caption") -> Candidate:
-    return Candidate(
-        caption=caption.text,
-        log_prob=caption.log_prob,
-        score=caption.score,
-        confidence=caption.confidence,
-    )
 
 
 class Streamed:

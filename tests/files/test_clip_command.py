@@ -47,6 +47,19 @@ def test_a_folder_is_a_series_of_frames(tmp_path, capsys):
     assert capsys.readouterr().out == VTT
 
 
+@pytest.mark.parametrize("form", ["vtt", "json"])
+def test_a_clip_that_is_not_described_to_its_end_says_so(tmp_path, capsys, monkeypatch, form):
+    monkeypatch.setenv("CAPTION_MAX_CLIP_FRAMES", "4")
+    file = tmp_path / "a.gif"
+    file.write_bytes(
+        animation([plain((n, 0, 0)) for n in range(1, 200, 10)], "GIF", duration_ms=500)
+    )
+    assert main(["caption", str(file), "--format", form]) == 0
+    out, err = capsys.readouterr()
+    assert "more frames" in err
+    assert form == "vtt" or "more frames" in json.loads(out)["warning"]
+
+
 def test_an_image_that_does_not_move_is_one_shot(tmp_path, capsys):
     file = tmp_path / "a.gif"
     file.write_bytes(animation([plain(RED)]))

@@ -8,14 +8,26 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 from selenium import webdriver
 from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.wait import WebDriverWait
 
+from app.settings import PROJECT_ROOT, Settings
+
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or ""
 DRIVER = shutil.which("chromedriver") or ""
+MARKS = [
+    pytest.mark.long,
+    pytest.mark.timeout(180),
+    pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver"),
+]
+"""Of each module that drives a browser."""
+SHIPPED = PROJECT_ROOT / Settings().checkpoint
+DOG = PROJECT_ROOT / "docs/img/dog.jpg"
+DONE = "#history-list [data-state=done]"
 _FLAGS = (
     "--headless",
     "--no-sandbox",  # of Chromium's own, which root may not have
@@ -63,6 +75,23 @@ class Chromium(webdriver.Chrome):
         return WebDriverWait(self, _WAIT_S).until(
             lambda _: self.execute_script(f"return {script}"), f"never {script}"
         )
+
+    def visit(self, url: str) -> None:
+        """Open a service's page as a first visitor does, and wait until the service is ready."""
+        self.get("about:blank")
+        self.look()
+        self.get(url)
+        self.execute_script("sessionStorage.clear()")
+        self.get(url)
+        self.asked()
+        self.complaints()
+        self.wait_for("#health[data-state=ready]")
+
+    def assert_nothing_foreign(self, url: str) -> None:
+        """Nothing foreign was asked, and the policy of the page refused nothing."""
+        ours = (f"{url}/", "blob:", "data:")
+        assert {each for each in self.asked() if not each.startswith(ours)} == set()
+        assert self.complaints() == []
 
     def keys(self, name: str, code: int = 0, **more: Any) -> None:
         """Press a key as a person does: whatever has the focus gets it."""

@@ -13,19 +13,11 @@ pytest.importorskip("selenium")
 pytest.importorskip("av")
 from PIL import Image
 
-from app.settings import PROJECT_ROOT, Settings
-from support.chromium import CHROMIUM, DRIVER, chromium
+from support.chromium import DOG, DONE, MARKS, SHIPPED
 from support.clips import animation, sound_alone, video
 from support.service_process import Process
 
-pytestmark = [
-    pytest.mark.long,
-    pytest.mark.timeout(180),
-    pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver"),
-]
-SHIPPED = PROJECT_ROOT / Settings().checkpoint
-DOG = PROJECT_ROOT / "docs/img/dog.jpg"
-DONE = "#history-list [data-state=done]"
+pytestmark = MARKS
 SHOTS = "#shots button"
 CUES = """
   const { track } = document.querySelector("#clip track") ?? {};
@@ -33,41 +25,6 @@ CUES = """
 """
 TIME = "return document.getElementById('clip').currentTime"
 TAB, ENTER = ("Tab", 9), ("Enter", 13)
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory):
-    with Process(SHIPPED, tmp_path_factory.mktemp("service")) as running:
-        running.wait_for("/readyz", 200)
-        yield running
-
-
-@pytest.fixture(scope="module")
-def one_browser(tmp_path_factory):
-    with chromium(tmp_path_factory.mktemp("profile")) as browser:
-        yield browser
-
-
-@pytest.fixture
-def browser(one_browser, service):
-    opened(one_browser, service.url)
-    yield one_browser
-    assert_nothing_foreign(one_browser, service)
-
-
-def opened(browser, url):
-    browser.get("about:blank")
-    browser.look()
-    browser.get(url)
-    browser.asked(), browser.complaints()
-    browser.wait_for("#health[data-state=ready]")
-
-
-def assert_nothing_foreign(browser, service):
-    """Nothing foreign was asked, and the policy of the page refused nothing."""
-    ours = (f"{service.url}/", "blob:", "data:")
-    assert {url for url in browser.asked() if not url.startswith(ours)} == set()
-    assert browser.complaints() == []
 
 
 def scenes():
@@ -353,23 +310,23 @@ def test_what_is_no_clip_is_told_in_plain_words(browser, tmp_path, name, content
 def test_a_clip_that_is_too_much_is_told(one_browser, tmp_path, clip, settings, words):
     with Process(SHIPPED, tmp_path, **settings) as service:
         service.wait_for("/readyz", 200)
-        opened(one_browser, service.url)
+        one_browser.visit(service.url)
         choose(one_browser, clip)
         assert words in failure(one_browser)
-        assert_nothing_foreign(one_browser, service)
+        one_browser.assert_nothing_foreign(service.url)
 
 
 def test_without_clips_a_video_is_refused_and_a_gif_is_a_photo(one_browser, tmp_path, clip, gif):
     with Process(SHIPPED, tmp_path, CLIPS="false") as service:
         service.wait_for("/readyz", 200)
-        opened(one_browser, service.url)
+        one_browser.visit(service.url)
         choose(one_browser, clip)
         assert failure(one_browser).startswith("This service takes no clips.")
         choose(one_browser, gif)
         one_browser.wait_for(DONE)
         assert one_browser.one("#answer").is_displayed()
         one_browser.wait_for("#look")
-        assert_nothing_foreign(one_browser, service)
+        one_browser.assert_nothing_foreign(service.url)
 
 
 def test_without_the_extra_a_video_is_refused_with_its_name(
@@ -380,13 +337,13 @@ def test_without_the_extra_a_video_is_refused_with_its_name(
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
     with Process(SHIPPED, tmp_path) as service:
         service.wait_for("/readyz", 200)
-        opened(one_browser, service.url)
+        one_browser.visit(service.url)
         choose(one_browser, clip)
         assert "caption-service[video]" in failure(one_browser)
         choose(one_browser, gif)
         one_browser.wait_for(DONE)
         assert one_browser.one("#clip-answer").is_displayed()
-        assert_nothing_foreign(one_browser, service)
+        one_browser.assert_nothing_foreign(service.url)
 
 
 # For everybody

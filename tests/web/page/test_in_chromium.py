@@ -13,55 +13,14 @@ import pytest
 pytest.importorskip("selenium")
 from PIL import Image
 
-from app.settings import PROJECT_ROOT, Settings
-from support.chromium import CHROMIUM, DRIVER, chromium
+from support.chromium import DOG, DONE, MARKS, SHIPPED
 from support.photos import photo
 from support.service_process import Process
 
-pytestmark = [
-    pytest.mark.long,
-    pytest.mark.timeout(180),
-    pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver"),
-]
-SHIPPED = PROJECT_ROOT / Settings().checkpoint
-DOG = PROJECT_ROOT / "docs/img/dog.jpg"
-DONE = "#history-list [data-state=done]"
+pytestmark = MARKS
 WORDS = "#sentence button"
 CHOSEN = "#candidates [aria-pressed=true] .text"
 TAB, ENTER, RIGHT, END = ("Tab", 9), ("Enter", 13), ("ArrowRight", 39), ("End", 35)
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory):
-    with Process(SHIPPED, tmp_path_factory.mktemp("service")) as running:
-        running.wait_for("/readyz", 200)
-        yield running
-
-
-@pytest.fixture(scope="module")
-def one_browser(tmp_path_factory):
-    with chromium(tmp_path_factory.mktemp("profile")) as browser:
-        yield browser
-
-
-@pytest.fixture
-def browser(one_browser, service):
-    """Give the page as a first visitor sees it; in the end nothing foreign was asked."""
-    opened(one_browser, service.url)
-    yield one_browser
-    ours = (f"{service.url}/", "blob:", "data:")
-    assert {url for url in one_browser.asked() if not url.startswith(ours)} == set()
-    assert one_browser.complaints() == []
-
-
-def opened(browser, url):
-    browser.get("about:blank")
-    browser.look()
-    browser.get(url)
-    browser.execute_script("sessionStorage.clear()")
-    browser.get(url)
-    browser.asked(), browser.complaints()
-    browser.wait_for("#health[data-state=ready]")
 
 
 @pytest.fixture
@@ -407,7 +366,7 @@ def test_a_key_is_asked_for_where_keys_are_set(one_browser, tmp_path):
     browser = one_browser
     with Process(SHIPPED, tmp_path, API_KEYS="right-key") as service:
         service.wait_for("/readyz", 200)
-        opened(browser, service.url)
+        browser.visit(service.url)
         browser.wait_for("#key")
         assert browser.violations() == []
         choose(browser, DOG)  # it waits
@@ -490,7 +449,7 @@ def test_a_service_that_is_away_is_told_and_can_be_asked_again(one_browser, tmp_
     browser = one_browser
     with Process(SHIPPED, tmp_path) as service:
         service.wait_for("/readyz", 200)
-        opened(browser, service.url)
+        browser.visit(service.url)
         caption_dog(browser)
         browser.execute_script("window.real = fetch; window.fetch = () => Promise.reject()")
         choose(browser, DOG)
