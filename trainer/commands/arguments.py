@@ -18,7 +18,7 @@ from trainer.data.arrays import image_or_clip, square
 from trainer.data.flickr8k import Example, has_split, read_split, still_of
 from trainer.errors import TrainerError
 from trainer.evaluation.captioning import evaluate, training_captions
-from trainer.publishing.publish import Confidence
+from trainer.publishing.publish import Confidence, Scorer
 from trainer.scoring.scores import Scores
 from trainer.training.run_directory import BEST
 
@@ -127,8 +127,11 @@ def with_split(data: Sequence[Path], split: str) -> list[Path]:
     """Give the directories that have a split.
 
     Raises:
-        TrainerError: directories were given, and none has it.
+        TrainerError: directories were given, and none has it, or two have one name.
     """
+    if len({directory.name for directory in data}) < len(data):
+        names = ", ".join(map(str, data))
+        raise TrainerError(f"data directories are told by their last names, got {names}")
     found = [directory for directory in data if has_split(directory, split)]
     if data and not found:
         names = ", ".join(map(str, data))
@@ -156,14 +159,18 @@ def _sample(examples: Sequence[Example], count: int) -> list[Example]:
     return [examples[place] for place in places]
 
 
-def dev_scorer(data: Path) -> Callable[[Captioner], Scores]:
-    """Give what captions the dev images of a directory, scores them and prints the table."""
+def dev_scorers(data: Sequence[Path]) -> dict[str, Scorer]:
+    """Give what captions the dev images of each directory, scores them and prints the table."""
+    return {each.name: _dev_scorer(each) for each in with_split(data, "dev")}
+
+
+def _dev_scorer(data: Path) -> Scorer:
     dev = read_split(data, "dev")
     training = training_captions(data, evaluated="dev")
 
     def scores(captioner: Captioner) -> Scores:
         found, _ = evaluate(captioner, dev, training=training)
-        print(f"{captioner.precision}\n{found.table()}")
+        print(f"{data.name}, {captioner.precision}\n{found.table()}")
         return found
 
     return scores

@@ -7,8 +7,7 @@ from trainer.commands.arguments import (
     add_calibration,
     calibration_images,
     confidence_fitter,
-    dev_scorer,
-    with_split,
+    dev_scorers,
 )
 from trainer.publishing.format_1 import load_format_1
 from trainer.publishing.publish import publish
@@ -35,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
         scores={},
         notes="",
         calibration=calibration_images(args.data, about.image),
-        score_dev=dev_scorer(with_split(args.data, "dev")[0]) if args.data else None,
+        dev_scorers=dev_scorers(args.data),
         fit_confidence=confidence_fitter(args.data) if args.data else None,
         model_card=card,
         degenerate=True,

@@ -9,10 +9,9 @@ from trainer.commands.arguments import (
     add_search,
     calibration_images,
     confidence_fitter,
-    dev_scorer,
+    dev_scorers,
     run_checkpoint,
     with_search,
-    with_split,
 )
 from trainer.errors import TrainerError
 from trainer.publishing.publish import publish
@@ -50,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
         notes=_notes(args.notes),
         name=args.name,
         calibration=calibration_images(args.data, source.manifest.image),
-        score_dev=dev_scorer(with_split(args.data, "dev")[0]) if args.data else None,
+        dev_scorers=dev_scorers(args.data),
         fit_confidence=confidence_fitter(args.data) if args.data else None,
         degenerate=args.degenerate,
     )

@@ -1,6 +1,7 @@
 """A checkpoint captions a split the way the service does, and the captions are scored."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from trainer.data.pixels import MAX_PIXELS
 from trainer.data.shards import Member
 from trainer.data.text_files import read_captions, read_list
 from trainer.errors import DataError
+from trainer.scoring.faithfulness import faithfulness
 from trainer.scoring.scores import Scores, score
 from trainer.scoring.things import things
 
@@ -44,7 +46,9 @@ def evaluate(
     """
     candidates = caption_texts(caption_split(captioner, split))
     name = captioner.vocabulary.tokeniser
-    return score_split(candidates, split, training=training, tokeniser_name=name), candidates
+    scores = score_split(candidates, split, training=training, tokeniser_name=name)
+    judged = faithfulness(candidates, references_of(split))
+    return replace(scores, faithfulness=judged), candidates
 
 
 def caption_split(

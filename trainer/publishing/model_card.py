@@ -4,9 +4,11 @@ Reference: Mitchell et al. 2019, "Model cards for model reporting".
 """
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 from app.captioner.model.torch_checkpoint import TorchCheckpoint
+from trainer.scoring.faithfulness import Faithfulness
 
 
 def card(published: TorchCheckpoint, notes: str) -> str:
@@ -102,8 +104,14 @@ def _score_table(split: str, values: dict[str, Any]) -> str:
             "|---|---|---|",
             *rows,
             f"\n{counts}",
+            *_faithfulness_lines(values),
         ]
     )
+
+
+def _faithfulness_lines(values: dict[str, Any]) -> list[str]:
+    judged = values.get("faithfulness")
+    return [f"\n{Faithfulness(**judged).as_text()} (docs/scoring.md)"] if judged else []
 
 
 def _short(value: float | None) -> str:
@@ -113,5 +121,16 @@ def _short(value: float | None) -> str:
 def _bullets(data: dict[str, Any]) -> str:
     return "\n".join(
         f"- {name}: " + ", ".join(f"{key} {value}" for key, value in about.items())
-        for name, about in data.items()
+        for name, about in _flat(data)
     )
+
+
+def _flat(data: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Take sets of sets apart: one kind of photo a line."""
+    for name, about in data.items():
+        for inner, value in about.items():
+            if isinstance(value, dict):
+                yield f"{name.removesuffix('_sets')} of {inner}", value
+        plain = {key: value for key, value in about.items() if not isinstance(value, dict)}
+        if plain:
+            yield name, plain

@@ -30,6 +30,8 @@ INT8_MOST_CIDER_LOST: Final = 0.005
 INT8_SCORES: Final = "dev_int8"
 _CHECKED_IMAGES = 8
 
+Scorer = Callable[[Captioner], Scores]
+
 
 class Confidence(NamedTuple):
     """How far captions can be trusted.
@@ -53,7 +55,7 @@ def publish(
     name: str | None = None,
     calibration: Sequence[Pixels] = (),
     model_card: str | None = None,
-    score_dev: Callable[[Captioner], Scores] | None = None,
+    dev_scorers: Mapping[str, Scorer] | None = None,
     fit_confidence: Callable[[Checkpoint], Confidence | None] | None = None,
     degenerate: bool = False,
 ) -> Path:
@@ -71,8 +73,9 @@ def publish(
         calibration: some hundred training images as the network sees them, uint8 ``(S, S, 3)``;
             without them there is no encoder in int8.
         model_card: in place of the one that is written from the manifest and ``notes``.
-        score_dev: scores captions of the dev images, in float32 and, if it is there, in int8; an
-            encoder in int8 that costs more than `INT8_MOST_CIDER_LOST` is left out.
+        dev_scorers: score captions of dev images, by the name of their kind; the first is the kind
+            that the network is made for. It is scored in int8 too, if that is there; an encoder in
+            int8 that costs more than `INT8_MOST_CIDER_LOST` is left out.
         fit_confidence: fits what tells how far its captions can be trusted.
         degenerate: publish also what says one caption for all images, or a word over and over.
 
@@ -97,9 +100,9 @@ def publish(
         _check_graphs(written, [_moving(square, frames) for square in squares])
     if not degenerate:
         _refuse_repetition(_said(_captioner(written), drawn).caption)
-    dev_scores = _dev_scores(written, score_dev) if score_dev else {}
-    if graphs.ENCODE_INT8 in files and score_dev and INT8_SCORES not in dev_scores:
-        del files[graphs.ENCODE_INT8]
+    dev_scores = _dev_scores(written, dev_scorers) if dev_scorers else {}
+    if graphs.ENCODE_INT8 in files and dev_scorers and INT8_SCORES not in dev_scores:
+        files = torch_checkpoint.contents(source.network)  # its constants go too
         written = _as_written(source._replace(manifest=manifest), files)
     confident = fit_confidence(written) if fit_confidence else None
     if confident:
@@ -195,12 +198,15 @@ def _check_graphs(written: Checkpoint, squares: Sequence[Pixels]) -> None:
 
 
 def _dev_scores(
-    written: Checkpoint, score_dev: Callable[[Captioner], Scores]
+    written: Checkpoint, dev_scorers: Mapping[str, Scorer]
 ) -> dict[str, dict[str, Any]]:
-    single = score_dev(_captioner(written))
+    home, *others = dev_scorers
+    single = dev_scorers[home](_captioner(written))
     scores = {"dev": single.as_dict()}
+    for name in others:
+        scores[f"dev of {name}"] = dev_scorers[name](_captioner(written)).as_dict()
     if graphs.ENCODE_INT8 in written.graphs:
-        int8 = score_dev(Captioner.of(written, precision="int8"))
+        int8 = dev_scorers[home](Captioner.of(written, precision="int8"))
         if int8.cider.value >= single.cider.value - INT8_MOST_CIDER_LOST:
             scores[INT8_SCORES] = int8.as_dict()
         else:

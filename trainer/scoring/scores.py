@@ -13,6 +13,7 @@ from app.captioner.tokenisers import tokeniser
 from app.captioner.vocabulary import TOKENISER
 from trainer.errors import ScoringError
 from trainer.scoring.caption_statistics import CaptionStatistics, caption_statistics
+from trainer.scoring.faithfulness import Faithfulness
 from trainer.scoring.metrics import METRICS, RESAMPLES, SEED, Estimate, ciders, estimates
 from trainer.scoring.special_tokens import refuse_special_tokens
 
@@ -27,6 +28,7 @@ class Scores:
         images: number of images scored; CIDEr of sets of different images does not compare.
         tokeniser: name of the tokeniser of candidates and references.
         scorer: the package that counted, with its version.
+        faithfulness: whether captions say what is there; `score` does not look.
     """
 
     images: int
@@ -39,11 +41,15 @@ class Scores:
     rouge_l: Estimate
     cider: Estimate
     caption_statistics: CaptionStatistics
+    faithfulness: Faithfulness | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Give plain numbers, strings and dictionaries, ready for JSON."""
         interval = {"percent": 95, "resamples": RESAMPLES, "seed": SEED, "over": "images"}
-        return {**asdict(self), "interval": interval}
+        judged = {"faithfulness": self.faithfulness.as_dict()} if self.faithfulness else {}
+        plain = asdict(self)
+        del plain["faithfulness"]
+        return {**plain, **judged, "interval": interval}
 
     def table(self) -> str:
         """Give the scores as plain text, several lines without a final line break."""
@@ -58,6 +64,7 @@ class Scores:
                 f"{self.images} images, tokeniser {self.tokeniser}, {self.scorer}",
                 f"interval: bootstrap over images, {RESAMPLES} resamples, seed {SEED}",
                 self.caption_statistics.as_text(),
+                *([self.faithfulness.as_text()] if self.faithfulness else []),
             ]
         )
 

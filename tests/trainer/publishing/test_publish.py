@@ -46,6 +46,21 @@ def test_a_run_becomes_a_directory_of_the_model_store(place, capsys):
     assert str(directory) in capsys.readouterr().out
 
 
+def test_other_kinds_of_photos_are_scored_too(place, capsys):
+    data_directory(place / "streets")
+    data = ["--data", str(place / "data"), "--data", str(place / "streets")]
+    assert publish(place, *data) == 0
+    directory = place / "store" / "tiny" / "7"
+    scores = Captioner.load(directory).manifest.scores
+    assert scores["dev"]["images"] == scores["dev of streets"]["images"] == 2
+    assert 0 <= scores["dev of streets"]["faithfulness"]["right"] <= 1
+    card = (directory / "CARD.md").read_text()
+    assert "On dev of streets: 2 images" in card
+    assert "right captions" in card
+    assert publish(place, *data, "--data", str(place / "more" / "data")) == 1
+    assert "told by their last names" in capsys.readouterr().err
+
+
 def test_a_version_is_published_once(place, capsys):
     assert publish(place) == 0
     assert publish(place) == 1
@@ -178,7 +193,7 @@ def scorer(**ciders):
 
 def published(store, squares, **ciders):
     about = {"scores": {}, "notes": "", "calibration": squares}
-    return publish_(tiny_unpublished(), store, "1", **about, score_dev=scorer(**ciders))
+    return publish_(tiny_unpublished(), store, "1", **about, dev_scorers={"data": scorer(**ciders)})
 
 
 @pytest.fixture(scope="module")
@@ -220,6 +235,8 @@ def test_int8_that_costs_too_much_is_left_out(tmp_path, squares, capsys):
     assert "int8 is left out" in capsys.readouterr().out
     loaded = checkpoint.load(directory)
     assert ENCODE_INT8 not in loaded.graphs
+    without = torch_checkpoint.contents(tiny_unpublished().network)
+    assert len(loaded.weights) == len(without["weights.safetensors"])
     assert "dev_int8" not in loaded.manifest.scores
     assert loaded.golden.said.int8 is None
     with pytest.raises(CheckpointError, match="it has no graphs/encode-int8"):
