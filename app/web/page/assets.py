@@ -19,7 +19,7 @@ from starlette.routing import Route
 _HERE: Final = Path(__file__).parent
 _SCRIPTS: Final = (
     "api", "app", "camera", "clip", "copies", "detail", "dom", "heat", "history", "intake", "keys",
-    "kinds", "problems", "session", "sentence", "times", "tracks",
+    "kinds", "lines", "problems", "session", "sentence", "times", "tracks",
 )  # fmt: skip
 _PAGE: Final = {
     "/": "static/index.html",

@@ -23,6 +23,13 @@ CUES = """
   const { track } = document.querySelector("#clip track") ?? {};
   return track?.cues && [...track.cues].map((cue) => [cue.startTime, cue.endTime, cue.text]);
 """
+ANSWER_BY_HAND = """
+  const asked = window.fetch;
+  const answer = new ReadableStream({ start: (controller) => (window.lines = controller) });
+  window.fetch = (url, options) =>
+    String(url).includes("v1/clips") ? Promise.resolve(new Response(answer)) : asked(url, options);
+"""
+SAY = "window.lines.enqueue(new TextEncoder().encode(arguments[0]))"
 TIME = "return document.getElementById('clip').currentTime"
 TAB, ENTER = ("Tab", 9), ("Enter", 13)
 
@@ -122,6 +129,45 @@ def test_a_video_plays_with_its_shots_as_captions(browser, clip, answer):
     assert not browser.one("#answer").is_displayed()
     play(browser)
     assert active(browser) == [answer["shots"][0]["caption"]]
+
+
+def test_shots_are_told_while_the_service_still_looks(browser, clip, answer):
+    first, second = (json.dumps(shot) + "\n" for shot in answer["shots"])
+    end = {key: value for key, value in answer.items() if key != "shots"}
+    captions = [shot["caption"] for shot in answer["shots"]]
+    browser.execute_script(ANSWER_BY_HAND)
+    choose(browser, clip)
+    browser.wait_until("window.lines && document.getElementById('clip').readyState >= 1")
+    browser.execute_script(SAY, first + second[:20])
+    browser.wait_for(SHOTS)
+    assert browser.texts(f"{SHOTS} .text") == captions[:1]
+    assert browser.one("#clip-summary").text == "One shot so far"
+    assert not browser.one("#clip-copies").is_displayed()
+    browser.execute_script(f"document.querySelector('{SHOTS}').focus()")
+    browser.execute_script(SAY, second[20:])
+    browser.wait_until("document.querySelectorAll('#shots button').length === 2")
+    browser.execute_script(SAY, json.dumps(end) + "\n")
+    browser.wait_for(DONE)
+    assert browser.execute_script(f"return document.activeElement.matches('{SHOTS}')")
+    assert browser.texts(f"{SHOTS} .text") == captions
+    assert browser.one("#clip-summary").text == answer["summary"]
+    assert browser.one("#clip-copies").is_displayed()
+    assert cues(browser) == expected_cues(answer)
+
+
+@pytest.mark.parametrize("last", ['{"problem": {"code": "deadline_exceeded"}}\n', ""])
+def test_of_an_answer_that_ends_early_the_shots_stay(browser, clip, answer, last):
+    browser.execute_script(ANSWER_BY_HAND)
+    choose(browser, clip)
+    browser.wait_until("window.lines")
+    browser.execute_script(SAY, json.dumps(answer["shots"][0]) + "\n" + last)
+    browser.wait_for(SHOTS)
+    browser.execute_script("window.lines.close()")
+    browser.wait_until("!document.getElementById('failure').hidden")
+    words = "not describe the clip in time" if last else "No answer came"
+    assert words in browser.one("#failure-text").text
+    assert browser.texts(f"{SHOTS} .text") == [answer["shots"][0]["caption"]]
+    assert not browser.one("#clip-copies").is_displayed()
 
 
 def test_a_shot_is_a_button_that_leads_to_it(browser, clip, answer):

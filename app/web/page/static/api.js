@@ -1,5 +1,6 @@
 /** The service, as this page asks it. */
 
+import { linesOf } from "./lines.js";
 import { Problem } from "./problems.js";
 
 const MOST_CANDIDATES = 5;
@@ -57,12 +58,13 @@ export class Service {
   /**
    * Have the shots of a clip described; it is sent as it is.
    * @param {File} file a video, or an image that moves
+   * @param {function(Object[]): void} onShots told the shots so far, whenever there is one more
    * @returns {Promise<{answer: Object, stages: Map<string, number>, tookMs: number}>}
    * @throws {Problem} of a clip; its code is `no_clips` where the service takes none
    */
-  async describe(file) {
+  async describe(file, onShots) {
     try {
-      return await this.#post("v1/clips", "file", file);
+      return await this.#post("v1/clips?format=ndjson", "file", file, (answer) => readShots(answer, onShots));
     } catch (problem) {
       if (!(problem instanceof Problem)) throw problem;
       const code = problem.code === "not_found" ? "no_clips" : problem.code;
@@ -70,14 +72,14 @@ export class Service {
     }
   }
 
-  async #post(path, field, file) {
+  async #post(path, field, file, read = readJson) {
     await check(file);
     const form = new FormData();
     form.append(field, file, file.name);
     const beganMs = performance.now();
     const answer = await this.#fetch(path, { method: "POST", body: form }, file.size);
     if (!answer.ok) throw await problemOf(answer, file.size);
-    const told = await readJson(answer);
+    const told = await read(answer);
     return { answer: told, stages: stagesOf(answer), tookMs: performance.now() - beganMs };
   }
 
@@ -107,6 +109,24 @@ async function readJson(answer) {
   } catch {
     throw new Problem({ code: "not_understood", status: answer.status });
   }
+}
+
+/** Read the shots of a clip as they come; the last line has what is known at its end. */
+async function readShots(answer, onShots) {
+  const shots = [];
+  try {
+    for await (const line of linesOf(answer.body)) {
+      const told = JSON.parse(line);
+      if ("problem" in told) throw new Problem(told.problem);
+      if ("duration_s" in told) return { ...told, shots };
+      shots.push(told);
+      onShots([...shots]);
+    }
+  } catch (error) {
+    if (error instanceof Problem) throw error;
+    if (error instanceof SyntaxError) throw new Problem({ code: "not_understood", status: answer.status });
+  }
+  throw new Problem({ code: "no_answer" }); // the connection ended before the answer did
 }
 
 async function problemOf(answer, size = 0) {

@@ -12,6 +12,7 @@ export class Clip {
   #trackUrl = "";
   #shots = [];
   #buttons = [];
+  #plays = false;
 
   /** @param {function(boolean): void} onSeen told whether the browser can play the video */
   constructor(onSeen) {
@@ -37,6 +38,8 @@ export class Clip {
   unload() {
     if (this.#trackUrl) URL.revokeObjectURL(this.#trackUrl);
     this.#trackUrl = "";
+    this.#shots = [];
+    this.#buttons = [];
     this.#video.replaceChildren();
     if (!this.#video.hasAttribute("src")) return;
     this.#video.pause();
@@ -51,10 +54,18 @@ export class Clip {
     byId("clip-text").hidden = !answer.summary;
     byId("clip-warning").hidden = !answer.warning;
     byId("clip-warning").textContent = answer.warning ?? "";
-    const plays = kind === "video" && !this.#video.error;
-    byId("shots-help").hidden = !plays;
+    byId("clip-copies").hidden = false;
+    const plays = this.#list(kind, answer.shots);
     if (plays) this.#caption(answer.shots);
-    this.#list(answer.shots, plays);
+  }
+
+  /** Show the shots that are known while the service still looks. */
+  showSoFar({ kind, shots }) {
+    byId("clip-summary").textContent = shots.length === 1 ? "One shot so far" : `${shots.length} shots so far`;
+    byId("clip-summary").classList.add("unsure");
+    byId("clip-warning").hidden = true;
+    byId("clip-copies").hidden = true;
+    this.#list(kind, shots);
   }
 
   #caption(shots) {
@@ -65,12 +76,19 @@ export class Clip {
     track.track.mode = "showing"; // where the browser does not heed what comes after the video
   }
 
-  #list(shots, plays) {
+  /** List the shots; those that are listed stay, so that the one with the focus keeps it. */
+  #list(kind, shots) {
+    const plays = kind === "video" && !this.#video.error;
+    const stay = plays === this.#plays && shots.length >= this.#shots.length ? this.#shots.length : 0;
+    const rows = shots.slice(stay).map((shot) => (plays ? this.#button(shot) : still(shot)));
+    [...byId("shots").children].slice(stay).forEach((row) => row.remove());
+    byId("shots").append(...rows.map((row) => make("li", {}, row)));
+    byId("shots-help").hidden = !plays;
+    this.#buttons = plays ? [...this.#buttons.slice(0, stay), ...rows] : [];
     this.#shots = shots;
-    this.#buttons = plays ? shots.map((shot) => this.#button(shot)) : [];
-    const rows = plays ? this.#buttons : shots.map((shot) => make("div", { className: "shot" }, ...parts(shot)));
-    byId("shots").replaceChildren(...rows.map((row) => make("li", {}, row)));
+    this.#plays = plays;
     this.#mark();
+    return plays;
   }
 
   #button(shot) {
@@ -89,6 +107,11 @@ export class Clip {
       else button.removeAttribute("aria-current");
     });
   }
+}
+
+/** A shot of a picture that nothing can be sought in. */
+function still(shot) {
+  return make("div", { className: "shot" }, ...parts(shot));
 }
 
 /** Give the times of a shot, its caption, and how sure it is. */

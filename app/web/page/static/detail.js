@@ -45,11 +45,13 @@ export class Detail {
     const isPhoto = item.kind === "photo";
     byId("failure-title").textContent = `No sentence for this ${isPhoto ? "photo" : "clip"}`;
     byId("answer").hidden = item.state !== "done" || !isPhoto;
-    byId("clip-answer").hidden = item.state !== "done" || isPhoto;
+    const isTold = item.state === "done" || (["sending", "failed"].includes(item.state) && item.shots.length > 0);
+    byId("clip-answer").hidden = !isTold || isPhoto;
     byId("detail").setAttribute("aria-labelledby", isPhoto ? "caption" : "clip-summary");
     byId("detail").setAttribute("aria-busy", String(!byId("working").hidden));
     if (item.state === "failed") byId("failure-text").textContent = inPlainWords(item.problem);
     if (item.state === "done") this.#showAnswer(item);
+    else if (isTold) this.#clip.showSoFar(item);
   }
 
   #showPicture(item) {

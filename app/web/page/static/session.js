@@ -14,6 +14,7 @@ const LONGEST_WAIT_S = 10;
  * @property {"photo"|"animation"|"video"} kind an image is a photo until it was looked at
  * @property {"waiting"|"sending"|"done"|"failed"} state
  * @property {string} note why it waits
+ * @property {Object[]} shots of a clip, as many as are known while it is sent
  * @property {Object} answer what the service said, as it said it
  * @property {Object} result of this photo in the answer; of a clip its summary
  * @property {Problem} problem
@@ -90,7 +91,7 @@ export class Session extends EventTarget {
 
   async #send(item) {
     this.#sending += 1;
-    Object.assign(item, { state: "sending", tries: item.tries + 1 });
+    Object.assign(item, { state: "sending", tries: item.tries + 1, shots: [] });
     this.#changed(item);
     try {
       Object.assign(item, await this.#ask(item), { state: "done" });
@@ -106,7 +107,10 @@ export class Session extends EventTarget {
     if (item.kind === "photo" && (await moves(item.file))) item.kind = "animation";
     if (item.kind === "photo") return this.#caption(item);
     try {
-      const told = await this.#service.describe(item.file);
+      const told = await this.#service.describe(item.file, (shots) => {
+        item.shots = shots;
+        this.#changed(item);
+      });
       return { ...told, result: { caption: told.answer.summary } };
     } catch (problem) {
       if (item.kind !== "animation" || problem.code !== "no_clips") throw problem;
