@@ -156,7 +156,7 @@ def test_shots_of_which_nothing_is_read_ask_nothing(tmp_path):
 
 
 class Lines(httpx.SyncByteStream, httpx.AsyncByteStream):
-    """A body of lines; an exception among them breaks the connection, a float takes a while."""
+    """A body of lines; an exception breaks it, a float takes a while, a function is called."""
 
     def __init__(self, *lines):
         self._lines = lines
@@ -167,6 +167,8 @@ class Lines(httpx.SyncByteStream, httpx.AsyncByteStream):
                 raise line
             if isinstance(line, float):
                 time.sleep(line)
+            elif callable(line):
+                line()
             else:
                 yield line if isinstance(line, bytes) else json.dumps(line).encode() + b"\n"
 
@@ -260,22 +262,35 @@ def test_what_is_no_service_of_clips_is_told(client_of, way, slept):
     assert len(asked) == 2
 
 
-def given_before(client_of, expected, transport, **options):
-    """Give what shots a client gave before its error, and the error."""
-    given = []
+def take(client_of, given, transport, **options):
+    """Put shots into a list as they come."""
     if client_of is Sync:
-        with Client("http://service", transport=transport) as client, pytest.raises(expected) as e:
+        with Client("http://service", transport=transport) as client:
             given.extend(client.shots(GIF, **options))
-        return given, e.value
+        return
 
     async def ask():
         async with AsyncClient("http://service", transport=transport) as client:
             async for shot in client.shots(GIF, **options):
-                given.append(shot)  # noqa: PERF401 - those before the error are wanted
+                given.append(shot)
 
-    with pytest.raises(expected) as e:
-        asyncio.run(ask())
-    return given, e.value
+    asyncio.run(ask())
+
+
+def given_before(client_of, expected, transport, **options):
+    """Give what shots a client gave before its error, and the error."""
+    given = []
+    with pytest.raises(expected) as error:
+        take(client_of, given, transport, **options)
+    return given, error.value
+
+
+@both
+def test_a_shot_is_given_before_the_next_one_is_known(client_of):
+    given, known = [], []
+    transport, _ = answering(lines(FIRST, lambda: known.append(len(given)), FIRST, LAST))
+    take(client_of, given, transport)
+    assert (known, len(given)) == ([1], 2)
 
 
 @both
