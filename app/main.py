@@ -89,6 +89,7 @@ def _files(settings: Settings) -> list[Route]:
         page=settings.page,
         root_path=settings.root_path,
         links_docs=settings.admin_port is None,
+        clips=settings.clips,
     )
 
 

@@ -176,6 +176,8 @@ class Settings(BaseSettings):
     def _limits_agree(self) -> Self:
         self._at_most("max_upload_bytes", "max_inflight_bytes")
         self._at_most("max_images", "max_queue")
+        if self.clips and "max_clip_bytes" in self.model_fields_set:
+            self._at_most("max_upload_bytes", "max_clip_bytes")
         return self
 
     def _at_most(self, smaller: str, larger: str) -> None:

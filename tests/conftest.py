@@ -4,6 +4,7 @@ import os
 import socket
 import threading
 import time
+from contextlib import contextmanager
 
 import pytest
 import structlog
@@ -40,19 +41,37 @@ def checkpoint(tmp_path_factory):
 @pytest.fixture(scope="module")
 def url():
     """Serve the fake captioner on a real socket; it says of an image what its bytes say."""
+    from support.fake import FakeCaptioner  # noqa: PLC0415 - as below
+
+    with _served(FakeCaptioner()) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def colours_url():
+    """Serve on a real socket a captioner that says of a picture which colour it has."""
+    from support.colours import ColourCaptioner  # noqa: PLC0415 - as below
+
+    with _served(ColourCaptioner()) as address:
+        yield address
+
+
+@contextmanager
+def _served(captioner):
     import uvicorn  # noqa: PLC0415 - what the tests of the trainer need not load
 
     from app.main import create_app  # noqa: PLC0415
     from app.settings import Settings  # noqa: PLC0415
-    from support.fake import FakeCaptioner  # noqa: PLC0415
 
-    app = create_app(Settings(), captioners=[FakeCaptioner()])
+    app = create_app(Settings(), captioners=[captioner])
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, ws="none"))
     listening = socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
     while not app.state.app_state.health.readyz().ok:
         time.sleep(0.01)
-    yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
+    try:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()

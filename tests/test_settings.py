@@ -132,6 +132,7 @@ def test_an_invalid_value_is_refused_with_the_name_of_its_variable(monkeypatch, 
     [
         ("CAPTION_MAX_UPLOAD_BYTES", "CAPTION_MAX_INFLIGHT_BYTES"),
         ("CAPTION_MAX_IMAGES", "CAPTION_MAX_QUEUE"),
+        ("CAPTION_MAX_UPLOAD_BYTES", "CAPTION_MAX_CLIP_BYTES"),
     ],
 )
 def test_limits_that_contradict_each_other_are_refused(monkeypatch, smaller, larger):
@@ -139,6 +140,18 @@ def test_limits_that_contradict_each_other_are_refused(monkeypatch, smaller, lar
     monkeypatch.setenv(larger, "8")
     with pytest.raises(SettingsError, match=f"^{smaller} is 9.* and {larger} 8"):
         read_settings()
+
+
+def test_only_a_limit_of_clips_that_somebody_set_can_contradict_that_of_photos(monkeypatch):
+    monkeypatch.setenv("CAPTION_MAX_CLIP_BYTES", "1000")
+    with pytest.raises(SettingsError, match=r"CAPTION_MAX_CLIP_BYTES 1000: the first must not"):
+        read_settings()
+    monkeypatch.setenv("CAPTION_CLIPS", "false")
+    assert read_settings().max_clip_bytes == 1000
+    monkeypatch.delenv("CAPTION_CLIPS")
+    monkeypatch.delenv("CAPTION_MAX_CLIP_BYTES")
+    monkeypatch.setenv("CAPTION_MAX_UPLOAD_BYTES", str(100 * 2**20))
+    assert read_settings().max_upload_bytes == 100 * 2**20
 
 
 each_kind = pytest.mark.parametrize("kind", ["api", "admin"])

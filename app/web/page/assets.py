@@ -49,6 +49,7 @@ LABELS: Final[Mapping[str, str]] = {
 
 _DESCRIPTION: Final = b'href="openapi.json"'
 _DOCS_LINK: Final = re.compile(rb'<p><a href="docs">.*?</a></p>|(?<=see )<a href="docs">(.*?)</a>')
+_CLIPS: Final = re.compile(rb"(?<=hotos) (?:or|and) clips\b")
 _MEDIA_TYPES: Final = {
     ".html": "text/html; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
@@ -75,13 +76,16 @@ _HEADERS: Final = {
 }
 
 
-def routes(*, page: bool, root_path: str = "", links_docs: bool = True) -> list[Route]:
+def routes(
+    *, page: bool, root_path: str = "", links_docs: bool = True, clips: bool = True
+) -> list[Route]:
     """Give the routes, with the content of their files.
 
     Args:
         page: Whether the page at ``/`` is served; the documentation always is.
         root_path: The prefix under which clients find the service; empty where there is none.
         links_docs: Whether the page leads to the documentation, which may be on another port.
+        clips: Whether the page asks for clips beside photos.
     """
     policies = dict.fromkeys(_DOCS, _DOCS_POLICY)
     if page:
@@ -90,7 +94,7 @@ def routes(*, page: bool, root_path: str = "", links_docs: bool = True) -> list[
     return [
         Route(
             path,
-            _asset(files[path], policy, root_path, links_docs=links_docs).answer,
+            _asset(files[path], policy, root_path, links_docs=links_docs, clips=clips).answer,
             include_in_schema=False,
         )
         for path, policy in policies.items()
@@ -98,18 +102,22 @@ def routes(*, page: bool, root_path: str = "", links_docs: bool = True) -> list[
 
 
 @cache
-def _asset(file: str, policy: str, root_path: str, *, links_docs: bool) -> "_Asset":
+def _asset(file: str, policy: str, root_path: str, *, links_docs: bool, clips: bool) -> "_Asset":
     """Give what several paths share, and several applications."""
-    return _Asset(_HERE / file, policy, root_path, links_docs=links_docs)
+    return _Asset(_HERE / file, policy, root_path, links_docs=links_docs, clips=clips)
 
 
 class _Asset:
     """One file; what ends in ``.gz`` is sent as it is to whoever takes gzip."""
 
-    def __init__(self, file: Path, policy: str, root_path: str, *, links_docs: bool) -> None:
+    def __init__(
+        self, file: Path, policy: str, root_path: str, *, links_docs: bool, clips: bool
+    ) -> None:
         data = file.read_bytes()
         if not links_docs and file.suffix == ".html":
             data = _DOCS_LINK.sub(rb"\1", data)
+        if not clips and file.suffix == ".html":
+            data = _CLIPS.sub(b"", data)
         if root_path and file.suffix == ".html":
             data = data.replace(_DESCRIPTION, f'href="{root_path}/openapi.json"'.encode())
         self._stored = _Content(data)

@@ -1,4 +1,4 @@
-"""The client of the caption service: photos in, sentences out.
+"""The client of the caption service: photos and clips in, sentences out.
 
 from caption_client import Client
 
@@ -9,9 +9,9 @@ print(client.caption("photo.jpg").text)
 from caption_client.async_client import AsyncClient
 from caption_client.client import Client
 from caption_client.errors import CaptionError, DeadlinePassed, Refused, Unreachable
-from caption_client.exchange import Options
+from caption_client.exchange import ClipOptions, Options, TrackFormat
 from caption_client.images import IMAGE_SUFFIXES, images_in
-from caption_client.models import Candidate, Caption, Image, Result, Word
+from caption_client.models import Candidate, Caption, Clip, File, Image, Result, Shot, Word
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -20,11 +20,16 @@ __all__ = [
     "Caption",
     "CaptionError",
     "Client",
+    "Clip",
+    "ClipOptions",
     "DeadlinePassed",
+    "File",
     "Image",
     "Options",
     "Refused",
     "Result",
+    "Shot",
+    "TrackFormat",
     "Unreachable",
     "Word",
     "images_in",

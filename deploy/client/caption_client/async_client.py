@@ -2,7 +2,8 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
+from contextlib import aclosing
 from os import PathLike
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -10,9 +11,20 @@ from typing import Any, Self, TypeVar
 import httpx
 
 from caption_client.errors import CaptionError
-from caption_client.exchange import Exchange, Options, client_options
+from caption_client.exchange import (
+    CLIP_DEADLINE_S,
+    JSON,
+    LINES,
+    Answer,
+    ClipOptions,
+    Exchange,
+    Options,
+    TrackFormat,
+    client_options,
+    track_type,
+)
 from caption_client.images import images_in
-from caption_client.models import Caption, Image, Result
+from caption_client.models import Caption, Clip, File, Image, Result, Shot
 
 Of = TypeVar("Of", bound=Image)
 
@@ -62,22 +74,117 @@ class AsyncClient:
             CaptionError: It has no caption; the subclass says why.
             OSError: Its file cannot be read.
         """
-        options = Options(**asked)
-        exchange = await asyncio.to_thread(
-            Exchange.of, image, options, self._deadline_s, self._retries
-        )
-        while True:
+        exchange = await self._exchange(image, Options(**asked), self._deadline_s)
+        return await self._answered(exchange, exchange.caption)
+
+    async def describe(
+        self, clip: File, *, deadline_s: float = CLIP_DEADLINE_S, **asked: Any
+    ) -> Clip:
+        """Describe the shots of one clip.
+
+        Args:
+            clip: A path, bytes or an open file, of a GIF, a video or an image.
+            deadline_s: Seconds for it, retries included.
+            asked: As the members of `ClipOptions`: ``fps=1``, ``neutral=True`` and so on.
+
+        Raises:
+            CaptionError: It has no captions; the subclass says why.
+            OSError: Its file cannot be read.
+        """
+        exchange = await self._exchange(clip, ClipOptions(**asked), deadline_s)
+        return await self._answered(exchange, exchange.clip)
+
+    async def track(
+        self,
+        clip: File,
+        format: TrackFormat = "vtt",  # noqa: A002 - as the service calls it
+        *,
+        deadline_s: float = CLIP_DEADLINE_S,
+        **asked: Any,
+    ) -> str:
+        """Describe the shots of one clip as a track for players.
+
+        Args:
+            clip: As for `describe`.
+            format: ``vtt`` for WebVTT, ``srt`` for SRT.
+            deadline_s: As for `describe`.
+            asked: As for `describe`; of the candidates, only the best has a cue.
+
+        Raises:
+            ValueError: There is no such format.
+            CaptionError: As for `describe`.
+            OSError: Its file cannot be read.
+        """
+        accept = track_type(format)
+        exchange = await self._exchange(clip, ClipOptions(**asked), deadline_s, accept)
+        return await self._answered(exchange, exchange.track)
+
+    def shots(
+        self, clip: File, *, deadline_s: float = CLIP_DEADLINE_S, **asked: Any
+    ) -> AsyncIterator[Shot]:
+        """Describe the shots of one clip, and give each as soon as the service knows it.
+
+        Once the first is there, nothing is tried again. Who stops early ends the work.
+
+        Args:
+            clip: As for `describe`; its file is read when the first shot is asked for.
+            deadline_s: Seconds to wait for all of them, retries included; what is done between
+                two shots does not count.
+            asked: As for `describe`.
+
+        Raises:
+            CaptionError: As for `describe`; some shots may have been given.
+            OSError: Its file cannot be read.
+        """
+        return self._shots(clip, ClipOptions(**asked), deadline_s)
+
+    async def _shots(
+        self, clip: File, options: ClipOptions, deadline_s: float
+    ) -> AsyncIterator[Shot]:
+        exchange = await self._exchange(clip, options, deadline_s, LINES)
+        while not exchange.has_ended:
             try:
-                return await self._tried(exchange)
+                async with aclosing(self._streamed(exchange)) as shots:
+                    async for shot in shots:
+                        yield shot
             except CaptionError as error:
                 await asyncio.sleep(exchange.delay_s(error))
 
-    async def _tried(self, exchange: Exchange) -> Caption:
+    async def _streamed(self, exchange: Exchange) -> AsyncGenerator[Shot, None]:
         try:
-            answer = await self._http.post(**exchange.request())
+            async with self._http.stream("POST", **exchange.request()) as answer:
+                if answer.status_code != 200:
+                    await answer.aread()
+                exchange.check(answer)
+                async for line in answer.aiter_lines():
+                    if shot := exchange.shot(line):
+                        with exchange.paused():
+                            yield shot
         except httpx.HTTPError as error:
             raise exchange.error(error) from error
-        return exchange.caption(answer)
+        exchange.check_ended()
+
+    async def _exchange(
+        self, file: File, options: Options | ClipOptions, deadline_s: float, accept: str = JSON
+    ) -> Exchange:
+        return await asyncio.to_thread(
+            Exchange.of, file, options, deadline_s, self._retries, accept
+        )
+
+    async def _answered(
+        self, exchange: Exchange, read: Callable[[httpx.Response], Answer]
+    ) -> Answer:
+        while True:
+            try:
+                return read(await self._sent(exchange))
+            except CaptionError as error:
+                await asyncio.sleep(exchange.delay_s(error))
+
+    async def _sent(self, exchange: Exchange) -> httpx.Response:
+        try:
+            return await self._http.post(**exchange.request())
+        except httpx.HTTPError as error:
+            raise exchange.error(error) from error
 
     async def caption_many(
         self, images: Iterable[Of], *, concurrency: int = 8, **options: Any

@@ -11,7 +11,7 @@ from typing import Any
 
 
 class CaptionError(Exception):
-    """An image has no caption."""
+    """An image or a clip has no caption."""
 
 
 class Refused(CaptionError):

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from os import PathLike, walk
 from pathlib import Path
 
-from caption_client.models import Image
+from caption_client.models import File
 
 IMAGE_SUFFIXES = frozenset(
     [
@@ -25,15 +25,20 @@ def images_in(folder: str | PathLike[str]) -> Iterator[Path]:
                 yield Path(place, name)
 
 
-def read(image: Image) -> tuple[bytes, str]:
-    """Give the bytes of an image, and a media type; the service looks at the bytes.
+def read(file: File, kinds: tuple[str, ...], otherwise: str) -> tuple[bytes, str]:
+    """Give the bytes of a file, and a media type; the service looks at the bytes.
+
+    Args:
+        file: A path, bytes or an open file.
+        kinds: How a media type may begin that is told by the name of a file.
+        otherwise: The media type where none is.
 
     Raises:
         OSError: The file cannot be read.
     """
-    if isinstance(image, bytes):
-        return image, "image/jpeg"
-    if isinstance(image, (str, PathLike)):
-        kind = mimetypes.guess_type(Path(image).name)[0] or ""
-        return Path(image).read_bytes(), kind if kind.startswith("image/") else "image/jpeg"
-    return image.read(), "image/jpeg"
+    if isinstance(file, bytes):
+        return file, otherwise
+    if isinstance(file, (str, PathLike)):
+        told = mimetypes.guess_type(Path(file).name)[0] or ""
+        return Path(file).read_bytes(), told if told.startswith(kinds) else otherwise
+    return file.read(), otherwise

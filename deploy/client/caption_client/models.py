@@ -7,8 +7,9 @@ from typing import Any, BinaryIO, Generic, Self, TypeVar
 
 from caption_client.errors import CaptionError
 
-Image = str | PathLike[str] | bytes | BinaryIO
+File = str | PathLike[str] | bytes | BinaryIO
 """A path, the bytes of a file, or a file that is open for reading bytes."""
+Image = File
 
 Of = TypeVar("Of")
 
@@ -80,18 +81,90 @@ class Caption:
     def of(cls, answer: Mapping[str, Any]) -> Self:
         """Read the answer to one image."""
         (result,) = answer["results"]
-        model = answer["model"]
         return cls(
             text=result["caption"],
             log_prob=result["log_prob"],
             candidates=tuple(_candidate(each) for each in result["candidates"]),
-            model=f"{model['name']}/{model['version']}",
+            model=_model(answer),
             request_id=answer["request_id"],
             confidence=result.get("confidence"),
             withheld=result.get("withheld"),
             tags=_tags(result.get("tags")),
             warning=result.get("warning"),
         )
+
+
+@dataclass(frozen=True)
+class Shot:
+    """A part of a clip without a cut, and what the service says of it.
+
+    Attributes:
+        start_s: When it begins, in seconds from the start of the clip.
+        end_s: When it ends; with ``start_s`` where the clip does not move.
+        keyframe_s: The time of the frame nearest to its middle.
+        caption: The best sentence; None where it is withheld.
+        confidence: 0..1, how probably it is right; None where the service cannot tell.
+        candidates: As many as were asked for, best first.
+        withheld: Why there is no sentence.
+    """
+
+    start_s: float
+    end_s: float
+    keyframe_s: float
+    caption: str | None
+    confidence: float | None
+    candidates: tuple[Candidate, ...]
+    withheld: str | None = None
+
+    @classmethod
+    def of(cls, told: Mapping[str, Any]) -> Self:
+        """Read one shot of an answer."""
+        return cls(
+            start_s=told["start_s"],
+            end_s=told["end_s"],
+            keyframe_s=told["keyframe_s"],
+            caption=told["caption"],
+            confidence=told.get("confidence"),
+            candidates=tuple(_candidate(each) for each in told["candidates"]),
+            withheld=told.get("withheld"),
+        )
+
+
+@dataclass(frozen=True)
+class Clip:
+    """What the service says of a clip.
+
+    Attributes:
+        duration_s: How long it is, in seconds; 0 where it does not move.
+        summary: The caption that is told for the longest time; None where all are withheld.
+        shots: In their order.
+        model: Which checkpoint answered, as ``name/version``.
+        request_id: What the service's log calls the request.
+        warning: What to know about the clip; None where there is nothing.
+    """
+
+    duration_s: float
+    summary: str | None
+    shots: tuple[Shot, ...]
+    model: str
+    request_id: str
+    warning: str | None = None
+
+    @classmethod
+    def of(cls, answer: Mapping[str, Any]) -> Self:
+        """Read the answer to one clip."""
+        return cls(
+            duration_s=answer["duration_s"],
+            summary=answer["summary"],
+            shots=tuple(Shot.of(each) for each in answer["shots"]),
+            model=_model(answer),
+            request_id=answer["request_id"],
+            warning=answer.get("warning"),
+        )
+
+
+def _model(answer: Mapping[str, Any]) -> str:
+    return f"{answer['model']['name']}/{answer['model']['version']}"
 
 
 def _tags(told: Sequence[Mapping[str, Any]] | None) -> tuple[tuple[str, float], ...] | None:

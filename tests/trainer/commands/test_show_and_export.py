@@ -73,6 +73,16 @@ def test_onnx_graphs_say_what_the_network_says(stored, tmp_path, capsys):
     assert about["words"][4:] == list(checkpoint.load(stored).vocabulary.words)
 
 
+def test_a_network_that_reads_clips_has_no_onnx_graphs_and_goes_to_a_hub(tmp_path, capsys):
+    unpublished = tiny_unpublished(frames="mean", frames_per_clip=3)
+    stored = publish(unpublished, tmp_path, "1", scores={}, notes="N", degenerate=True)
+    assert main(["export", str(stored), "--onnx", str(tmp_path / "onnx")]) == 1
+    told = capsys.readouterr().err
+    assert "this one reads clips: use --hub" in told
+    assert not (tmp_path / "onnx").exists()
+    assert main(["export", str(stored), "--hub", str(tmp_path / "hub")]) == 0
+
+
 def test_a_folder_for_a_hub_is_a_checkpoint_with_a_card(stored, tmp_path):
     folder = tmp_path / "hub"
     assert main(["export", str(stored), "--hub", str(folder)]) == 0

@@ -128,6 +128,18 @@ async def test_without_the_page_the_documentation_stays():
         assert (await client.get(PACKED)).status_code == 200
 
 
+async def test_the_page_asks_for_clips_where_they_are_on():
+    async with serving() as client:
+        text = (await client.get("/")).text
+    for words in ("Choose photos or clips", "Drop photos or clips", "Photos and clips"):
+        assert words in text
+    async with serving(clips=False) as client:
+        answer = await client.get("/")
+    assert re.search(r"Choose photos\s*</button>", answer.text)
+    assert "Drop photos anywhere on this page" in answer.text
+    assert not re.search(r"\bclips\b", answer.text)
+
+
 async def test_the_documentation_finds_its_files_with_and_without_a_slash_at_its_end():
     async with serving() as client:
         text = (await client.get("/docs")).text

@@ -366,6 +366,7 @@ def test_without_clips_a_video_is_refused_and_a_gif_is_a_photo(one_browser, tmp_
     with Process(SHIPPED, tmp_path, CLIPS="false") as service:
         service.wait_for("/readyz", 200)
         one_browser.visit(service.url)
+        assert one_browser.one("#choose").text == "Choose photos"
         choose(one_browser, clip)
         assert failure(one_browser).startswith("This service takes no clips.")
         choose(one_browser, gif)
