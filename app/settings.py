@@ -44,7 +44,7 @@ class Settings(BaseSettings):
         env_prefix=PREFIX, env_ignore_empty=True, frozen=True, extra="forbid"
     )
 
-    checkpoint: Path = Path("model_store/flickr8k-mobilenetv2/6")
+    checkpoint: Path = Path("model_store/everyday-efficientnet-lite1/1")
     checkpoints: Annotated[tuple[Path, ...], NoDecode] = ()
     canary: Annotated[float, Field(ge=0, le=1)] | None = None
     watch: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0

@@ -12,6 +12,7 @@ import argparse
 import io
 import json
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,6 +24,7 @@ from PIL import Image, ImageOps
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision import models
+from torchvision.ops import Conv2dNormActivation
 from torchvision.transforms import v2 as transforms
 
 import result
@@ -33,11 +35,63 @@ SPECIAL_WORDS = 4
 Pixels = NDArray[np.uint8]
 
 
+class InvertedResidual(nn.Module):
+    """Expand, look around, shrink."""
+
+    def __init__(self, widths: tuple[int, int], expansion: int, kernel: int, stride: int) -> None:
+        super().__init__()
+        entering, leaving = widths
+        wide = entering * expansion
+        self.layers = nn.Sequential(
+            *([convolution((entering, wide), 1)] if expansion > 1 else []),
+            convolution((wide, wide), kernel, stride=stride, groups=wide),
+            convolution((wide, leaving), 1, activation=None),
+        )
+        self.adds = stride == 1 and entering == leaving
+
+    def forward(self, maps_BCHW: Tensor) -> Tensor:
+        """Add what was found, where the shape stays."""
+        out_BCHW: Tensor = self.layers(maps_BCHW)
+        return maps_BCHW + out_BCHW if self.adds else out_BCHW
+
+
+def convolution(
+    widths: tuple[int, int],
+    kernel: int,
+    *,
+    stride: int = 1,
+    groups: int = 1,
+    activation: type[nn.Module] | None = nn.ReLU6,
+) -> nn.Module:
+    """Give a convolution with batch norm as EfficientNet-Lite has them."""
+    norm = partial(nn.BatchNorm2d, eps=1e-3)
+    more: dict[str, Any] = {"norm_layer": norm, "activation_layer": activation}
+    layer: nn.Module = Conv2dNormActivation(*widths, kernel, stride, groups=groups, **more)
+    return layer
+
+
+def efficientnet_lite1() -> list[nn.Module]:
+    """Give the blocks of EfficientNet-Lite1, which torchvision lacks."""
+    blocks, entering = [convolution((3, 32), 3, stride=2)], 32
+    for expansion, kernel, stride, leaving, count in (
+        (1, 3, 1, 16, 1), (6, 3, 2, 24, 3), (6, 5, 2, 40, 3), (6, 3, 2, 80, 4),
+        (6, 5, 1, 112, 4), (6, 5, 2, 192, 5), (6, 3, 1, 320, 1),
+    ):  # fmt: skip
+        for n in range(count):
+            step = 1 if n else stride
+            blocks.append(InvertedResidual((entering, leaving), expansion, kernel, step))
+            entering = leaving
+    return [*blocks, convolution((entering, 1280), 1)]
+
+
 class Encoder(nn.Module):
-    """A torchvision classifier without its classes."""
+    """A torchvision classifier without its classes, or EfficientNet-Lite1."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
+        if name == "efficientnet_lite1":
+            self.blocks = nn.Sequential(*efficientnet_lite1())
+            return
         net = models.get_model(name, weights=None)
         cut = list(net.features) if hasattr(net, "features") else list(net.children())[:-2]
         self.blocks = nn.Sequential(*(cut[:-1] if name == "vgg16" else cut))
@@ -150,8 +204,10 @@ class PlainCaptioner:
             about["hidden_width"],
             global_feature=about["global_feature"],
         )
-        for name, module in (("encoder.", self.encoder), ("decoder.", self.decoder)):
+        for name, module in (("encoder.blocks.", self.encoder.blocks), ("decoder.", self.decoder)):
             mine = {k.removeprefix(name): v for k, v in weights.items() if k.startswith(name)}
+            if module is self.decoder:  # words may be scored by their embeddings
+                mine.setdefault("words.weight", mine["embedding.weight"])
             module.load_state_dict(mine)  # copies half precision into single
             module.eval().to(device)
         self.device = device

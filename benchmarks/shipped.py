@@ -3,7 +3,7 @@
 from pathlib import Path
 
 PROJECT_ROOT = Path(__file__).resolve().parents[1]
-NAME = "flickr8k-mobilenetv2"
+NAME = "everyday-efficientnet-lite1"
 
 
 def newest(store: Path) -> Path:

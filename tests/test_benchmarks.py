@@ -117,6 +117,13 @@ def test_the_plain_captioner_has_the_global_feature(tmp_path):
     assert theirs == ours
 
 
+def test_the_plain_captioner_has_efficientnet_lite_and_tied_words(tmp_path):
+    network = {"encoder": "efficientnet_lite1", "tied_words": True, "classes": True}
+    torch_checkpoint.save(tmp_path / "tiny", tiny_unpublished(**network))
+    ours, theirs = said_by_both(tmp_path / "tiny", [photo(n) for n in range(4)])
+    assert theirs == ours
+
+
 def test_the_plain_captioner_refuses_what_it_does_not_know(tmp_path):
     with pytest.raises(ValueError, match="attention"):
         plain.PlainCaptioner.load(save_tiny_checkpoint(tmp_path, "inject"))

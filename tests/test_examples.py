@@ -22,7 +22,7 @@ PAGES = (
 CLIP = "party.gif"
 NEEDED = ("openai", "ollama", "huggingface_hub", "tritonclient")
 GENERATED = "captions"  # by openapi-generator, where somebody has made and installed it
-SAID = "a black dog is running through the grass"
+SAID = "a black dog is running on the grass"
 
 
 def examples():
@@ -45,7 +45,7 @@ def test_an_example_says_what_the_service_says(url, code, needs, tmp_path):
     (tmp_path / "photo.jpg").write_bytes(SAID.encode())  # the fake says what the bytes say
     code = code.replace("http://localhost:8000", url)
     code = code.replace("localhost:8000", url.removeprefix("http://"))
-    code = code.replace('flickr8k-mobilenetv2"', 'tiny"')
+    code = code.replace('everyday-efficientnet-lite1"', 'tiny"')
     if url in code:
         code = code.replace("docs/img/dog.jpg", "photo.jpg")
     else:  # the engine itself

@@ -90,7 +90,10 @@ def test_a_relative_checkpoint_is_found_from_here_else_from_the_project(monkeypa
 def test_the_shipped_checkpoint_is_found_by_its_name_alone(monkeypatch, tmp_path, named):
     shipped = PROJECT_ROOT / Settings().checkpoint
     monkeypatch.chdir(tmp_path)
-    for checkpoint in (f"{named}{shipped.parent.name}", f"{named}{shipped.parent.name}@6"):
+    for checkpoint in (
+        f"{named}{shipped.parent.name}",
+        f"{named}{shipped.parent.name}@{shipped.name}",
+    ):
         store = loading.CheckpointStore(Settings(checkpoint=Path(checkpoint)))
         assert store.find() == shipped
 

@@ -16,7 +16,7 @@ def keys(settings, kind):
 
 def test_an_empty_environment_gives_the_defaults():
     settings = read_settings()
-    assert settings.checkpoint == Path("model_store/flickr8k-mobilenetv2/6")
+    assert settings.checkpoint == Path("model_store/everyday-efficientnet-lite1/1")
     assert (settings.host, settings.port, settings.device) == ("127.0.0.1", 8000, "auto")
     assert (settings.precision, settings.inference_threads) == ("auto", 0)
     assert settings.api_keys == settings.admin_keys == ()

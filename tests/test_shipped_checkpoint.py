@@ -84,7 +84,7 @@ async def test_the_service_serves_it(captioner):
         )
     assert answer.status_code == 200
     body = answer.json()
-    assert body["model"]["name"] == "flickr8k-mobilenetv2"
+    assert body["model"]["name"] == "everyday-efficientnet-lite1"
     words = body["results"][0]["candidates"][0]["words"]
     assert " ".join(word["text"] for word in words) == body["results"][0]["caption"]
     assert all(len(word["attention"]) == 7 and len(word["attention"][0]) == 7 for word in words)

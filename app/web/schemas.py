@@ -347,7 +347,7 @@ class RefusedImage(Strict):
 
 _EXAMPLE: Any = {
     "request_id": "4f2c9b0e6d5a4c0f8f6f0d6a3b1c2d3e",
-    "model": {"name": "flickr8k-mobilenetv2", "version": "1"},
+    "model": {"name": "everyday-efficientnet-lite1", "version": "1"},
     "results": [
         {
             "filename": "surfing.jpg",
@@ -438,7 +438,7 @@ class ClipResponse(ClipEnd):
 class ListedCheckpoint(Strict):
     """A checkpoint as clients of OpenAI's API list models."""
 
-    id: str = Field(examples=["flickr8k-mobilenetv2:5"])
+    id: str = Field(examples=["everyday-efficientnet-lite1:1"])
     object: Literal["model"] = "model"
     created: int = Field(0, description="Always 0: a checkpoint does not say when it was made.")
     owned_by: str = "caption-service"

@@ -21,6 +21,7 @@ from caption_client import (
     Unreachable,
     exchange,
 )
+from support.transports import answering
 
 ROOT = Path(__file__).resolve().parents[2]
 DOG = b"a dog runs"
@@ -51,20 +52,6 @@ def slept(monkeypatch):
     monkeypatch.setattr("caption_client.client.time", SimpleNamespace(sleep=delays.append))
     monkeypatch.setattr("caption_client.async_client.asyncio", waiting)
     return delays
-
-
-def answering(*answers):
-    """Give a transport that answers in order, the last for ever, and what it was asked."""
-    left, asked = list(answers), []
-
-    def answer(request):
-        asked.append(request)
-        given = left.pop(0) if len(left) > 1 else left[0]
-        if isinstance(given, Exception):
-            raise given
-        return httpx.Response(given.status_code, headers=given.headers, content=given.content)
-
-    return httpx.MockTransport(answer), asked
 
 
 def refused(status, problem=OVERLOADED, **headers):

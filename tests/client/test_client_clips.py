@@ -23,6 +23,7 @@ from caption_client import (
 )
 from support.clips import BLUE, GREEN, RED, animation, plain
 from support.colours import COLOURS
+from support.transports import answering
 
 CAR, FIELD, DOGS, _ = COLOURS
 GIF = animation([plain(RED), plain(BLUE), plain(GREEN)], duration_ms=[2000, 2000, 1500])
@@ -175,20 +176,6 @@ class Lines(httpx.SyncByteStream, httpx.AsyncByteStream):
     async def __aiter__(self):
         for line in iter(self):
             yield line
-
-
-def answering(*answers):
-    """Give a transport that answers in order, the last for ever, and what it was asked."""
-    left, asked = list(answers), []
-
-    def answer(request):
-        asked.append(request)
-        given = left.pop(0) if len(left) > 1 else left[0]
-        if isinstance(given, Exception):
-            raise given
-        return given()
-
-    return httpx.MockTransport(answer), asked
 
 
 def lines(*given):

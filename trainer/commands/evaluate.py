@@ -31,7 +31,6 @@ from trainer.evaluation.captioning import (
     training_captions,
 )
 from trainer.evaluation.report import Evaluation, write_report
-from trainer.scoring.faithfulness import Faithfulness, faithfulness
 from trainer.scoring.keras_tutorial import TutorialScores, tutorial_score
 from trainer.scoring.reliability import ADVISED, Reliability, reliability
 from trainer.scoring.scores import Scores
@@ -73,7 +72,6 @@ class _Evaluated:
     split: Split
     captions: dict[str, Caption]
     scores: Scores
-    faithfulness: Faithfulness
     reliability: Reliability | None
     tutorial: TutorialScores | None
 
@@ -81,14 +79,13 @@ class _Evaluated:
         """Give figures by other rules a name of their own."""
         return {
             **self.scores.as_dict(),
-            "faithfulness": self.faithfulness.as_dict(),
             **({"confidence": self.reliability.as_dict()} if self.reliability else {}),
             **({"tutorial": self.tutorial.as_dict()} if self.tutorial else {}),
         }
 
     def text(self) -> str:
         """Give the tables."""
-        parts = [self.scores.table(), self.faithfulness.as_text()]
+        parts = [self.scores.table()]
         if self.reliability:
             parts.append(_confidence_text(self.reliability))
         if self.tutorial:
@@ -130,7 +127,6 @@ def _evaluated(captioner: Captioner, data: Path, args: argparse.Namespace) -> _E
         split,
         captions,
         score_split(texts, split, training=training, tokeniser_name=captioner.vocabulary.tokeniser),
-        faithfulness(texts, references),
         _reliability(captions, references),
         tutorial,
     )

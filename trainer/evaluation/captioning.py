@@ -46,9 +46,7 @@ def evaluate(
     """
     candidates = caption_texts(caption_split(captioner, split))
     name = captioner.vocabulary.tokeniser
-    scores = score_split(candidates, split, training=training, tokeniser_name=name)
-    judged = faithfulness(candidates, references_of(split))
-    return replace(scores, faithfulness=judged), candidates
+    return score_split(candidates, split, training=training, tokeniser_name=name), candidates
 
 
 def caption_split(
@@ -74,9 +72,10 @@ def score_split(
     training: Sequence[str] | None,
     tokeniser_name: str = TOKENISER,
 ) -> Scores:
-    """Score captions of all images of a split."""
+    """Score captions of all images of a split, and whether they say what is there."""
     references = references_of(split)
-    return score(candidates, references, training=training, tokeniser_name=tokeniser_name)
+    scores = score(candidates, references, training=training, tokeniser_name=tokeniser_name)
+    return replace(scores, faithfulness=faithfulness(candidates, references))
 
 
 def references_of(split: Split) -> dict[str, tuple[str, ...]]:

@@ -114,19 +114,24 @@ async function readJson(answer) {
 /** Read the shots of a clip as they come; the last line has what is known at its end. */
 async function readShots(answer, onShots) {
   const shots = [];
-  try {
-    for await (const line of linesOf(answer.body)) {
-      const told = JSON.parse(line);
-      if ("problem" in told) throw new Problem(told.problem);
-      if ("duration_s" in told) return { ...told, shots };
-      shots.push(told);
-      onShots([...shots]);
-    }
-  } catch (error) {
-    if (error instanceof Problem) throw error;
-    if (error instanceof SyntaxError) throw new Problem({ code: "not_understood", status: answer.status });
+  const lines = linesOf(answer.body);
+  for (;;) {
+    const { value, done } = await lines.next().catch(() => ({ done: true }));
+    if (done) throw new Problem({ code: "no_answer" }); // the connection ended before the answer did
+    const told = parsed(value, answer.status);
+    if ("problem" in told) throw new Problem(told.problem);
+    if ("duration_s" in told) return { ...told, shots };
+    shots.push(told);
+    onShots([...shots]);
   }
-  throw new Problem({ code: "no_answer" }); // the connection ended before the answer did
+}
+
+function parsed(text, status) {
+  try {
+    return JSON.parse(text);
+  } catch {
+    throw new Problem({ code: "not_understood", status });
+  }
 }
 
 async function problemOf(answer, size = 0) {

@@ -1,7 +1,7 @@
 /** A body -> its lines, as they come. */
 
 /**
- * Give each line of text, without its end, as soon as it is there.
+ * Give each line of text, without its end, as soon as it is there; a line without an end was cut off.
  * @param {ReadableStream<Uint8Array>} body
  * @yields {string}
  */
@@ -13,7 +13,6 @@ export async function* linesOf(body) {
     if (done) break;
     const lines = (rest + value).split("\n");
     rest = lines.pop();
-    yield* lines.filter(Boolean);
+    yield* lines;
   }
-  if (rest) yield rest;
 }
